@@ -1,0 +1,1 @@
+"""Triton kernels, one file a recurrence, under the recurrence's name."""

@@ -1,0 +1,75 @@
+r"""Gated recurrent unit: one gate decides how much of the state is replaced.
+
+Paper: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical
+Machine Translation", 2014, arXiv:1406.1078.
+
+Equations (in brackets: the paper's):
+    (1)  r_t = \sigma(x^r_t + W_r^\top h_{t-1}), \quad z_t = \sigma(x^z_t + W_z^\top h_{t-1})
+         [eq. 5, 6]
+    (2)  n_t = \tanh(x^n_t + r_t \odot W_n^\top h_{t-1}) [eq. 8]
+    (3)  h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1} [eq. 7]
+
+Glossary (ours | the paper's | shape | meaning):
+    x | Wx | [B, T, 3D] | pre-activations of r, z and n, in this order, biases included
+    W | U | [D, 3D] | old state to the three pre-activations
+    h | h | [B, D] | state, and output
+
+We differ from the paper in: r multiplies W_n^T h and not h before the product (cuDNN's and
+PyTorch's variant); the input's projection is left out.
+
+With W = 0, (3) is a diagonal scan with the gate z_t, and what is written is what was forgotten.
+"""
+
+import torch
+from torch import Tensor
+
+from linviz.inputs import Input
+from linviz.mechanism import Mechanism
+from linviz.mechanisms.rnn import NO_PARALLEL, mixing
+
+
+def recurrent(x: Tensor, W: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
+    """The loop over time, (1) to (3)."""
+    h, o = S, []
+    for x_t in x.unbind(1):
+        _, h = step(x_t, W, h)
+        o.append(h)
+    return torch.stack(o, 1), h
+
+
+def step(x: Tensor, W: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """One token: the gate z and the new state."""
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = x.chunk(3, -1), (h @ W).chunk(3, -1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()  # (1)
+    n = (x_n + r * h_n).tanh()  # (2)
+    return z, (1 - z) * n + z * h  # (3)
+
+
+def trace(x: Tensor, W: Tensor, S: Tensor) -> dict[str, Tensor]:
+    """The gate z in [0, 1] and the state h after each token."""
+    z, h = [], []
+    for x_t in x.unbind(1):
+        z_t, S = step(x_t, W, S)
+        z.append(z_t)
+        h.append(S)
+    h = torch.stack(h, 1)
+    return {"z": torch.stack(z, 1), "o": h, "S": h}
+
+
+MECHANISM = Mechanism(
+    name="gru",
+    title="Gated recurrent unit",
+    paper="Learning Phrase Representations using RNN Encoder-Decoder",
+    year=2014,
+    arxiv="1406.1078",
+    decay="a gate per channel, from the data and the old state",
+    inputs=(Input("x", "b t 3d"), Input("W", "d 3d", draw=mixing)),
+    output=Input("o", "b t d"),
+    state=(Input("h", "b d"),),
+    value="x",
+    functions={"recurrent": recurrent, "trace": trace},
+    flops=lambda n: 6 * n["D"] ** 2 + 12 * n["D"],
+    doc=__doc__,
+    alone=NO_PARALLEL,
+    linear=False,
+)

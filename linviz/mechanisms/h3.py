@@ -1,0 +1,142 @@
+r"""H3: a shift puts the previous key beside the present value, a second system remembers the pair.
+
+Paper: Fu et al., "Hungry Hungry Hippos: Towards Language Modeling with State Space Models", 2022,
+arXiv:2212.14052.
+
+Equations (in brackets: the paper's):
+    (1)  \bar k_t = \sum_{n=0}^{N-1} c_n k_{t-n} [sec. 3.1, shift SSM]
+    (2)  h_t = \bar A h_{t-1} + \bar B\, (\bar k_t \odot v_t), \quad
+         s_t = 2\,\mathrm{Re} \sum_n C_n h_{tn} + D\, (\bar k_t \odot v_t) [sec. 3.1, diagonal SSM]
+    (3)  y_t = q_t \odot s_t [sec. 3.1]
+
+Glossary (ours | the paper's | shape | meaning):
+    q | Q | [B, T, D] | query
+    k | K | [B, T, D] | key
+    v | V | [B, T, D] | value
+    c | C of the shift SSM | [D, N] | filter over the last N keys, newest first
+    dt | Delta | [D] | step size of the diagonal system
+    A | A | [D, N] | its modes
+    C | C | [D, N] | how each mode is read
+    D | D | [D] | its skip
+    keys | x of the shift SSM | [B, D, N] | the last N keys, newest first
+    h | x of the diagonal SSM | [B, D, N] | state of the diagonal system, whose B is 1
+    y | O | [B, T, D] | output
+
+We differ from the paper in: one head channel (the code's default); no skip on the shift; the filter
+and the diagonal system have the same length N.
+
+(2) is S4's recurrence, in all its forms; (1) is a convolution with N taps.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from linviz.inputs import Input, time_step
+from linviz.mechanism import Edge, Mechanism
+from linviz.mechanisms import s4
+
+State = tuple[Tensor, Tensor]
+
+
+def run(
+    form: Callable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    c: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    C: Tensor,
+    D: Tensor,
+    S: State,
+    *,
+    discretization: str,
+    **chunk: int,
+) -> tuple[Tensor, State]:
+    """(1) over all windows of N keys, then a form of S4 for (2), then (3)."""
+    k_bar, keys = shift(k, c, S[0])
+    options = {"discretization": discretization, **chunk}
+    s, h = form(k_bar * v, dt, A, torch.ones_like(A), C, D, S[1], **options)  # (2)
+    return q * s, (keys, h)  # (3)
+
+
+def shift(k: Tensor, c: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """(1) for all times, and the last N keys."""
+    N = c.shape[-1]
+    past = torch.cat([keys.flip(-1).transpose(1, 2), k], 1)  # [B, N + T, D], oldest first
+    windows = past[:, 1:].unfold(1, N, 1)  # [B, T, D, N], oldest first
+    return torch.einsum("btdn,dn->btd", windows, c.flip(-1)), past[:, -N:].transpose(1, 2).flip(-1)
+
+
+def recurrent(*inputs: Tensor, S: State, discretization: str) -> tuple[Tensor, State]:
+    """The loop over time: shift the keys, (1), then (2) and (3)."""
+    q, k, v, c, dt, A, C, D = inputs
+    (keys, h), y = S, []
+    for q_t, k_t, v_t in zip(q.unbind(1), k.unbind(1), v.unbind(1), strict=True):
+        keys = torch.cat([k_t[..., None], keys[..., :-1]], -1)
+        pair = (keys * c).sum(-1) * v_t  # (1)
+        inputs = (pair[:, None], dt, A, torch.ones_like(A), C, D, h)
+        s, h = s4.recurrent(*inputs, discretization=discretization)  # (2)
+        y.append(q_t * s[:, 0])  # (3)
+    return torch.stack(y, 1), (keys, h)
+
+
+def trace(*inputs: Tensor, S: State, discretization: str) -> dict[str, Tensor | State]:
+    """The shifted keys k_bar, the pairs, and both states after each token."""
+    _, k, v, c, *_ = inputs
+    k_bar, _ = shift(k, c, S[0])
+    past = torch.cat([S[0].flip(-1).transpose(1, 2), k], 1)
+    keys = past[:, 1:].unfold(1, c.shape[-1], 1).flip(-1)
+    named = {}
+
+    def form(*args: Tensor, **options: str) -> State:
+        named.update(s4.trace(*args, **options))
+        return named.pop("o"), named.pop("S")
+
+    y, (_, h) = run(form, *inputs, S, discretization=discretization)
+    return {**named, "k_bar": k_bar, "pair": k_bar * v, "o": y, "S": (keys, h)}
+
+
+def like_s4(T: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Only the newest key in the filter, v = 1 and q = 1: S4 with B = 1 on the keys."""
+    q, k, v, c, dt, A, C, D = MECHANISM.example(T, seed, dtype=torch.float64)
+    q, v, c = torch.ones_like(q), torch.ones_like(v), torch.zeros_like(c)
+    c[:, 0] = 1
+    ours = MECHANISM.recurrent(q, k, v, c, dt, A, C, D)
+    return ours[0], s4.MECHANISM.recurrent(k, dt, A, torch.ones_like(A), C, D)[0]
+
+
+MECHANISM = Mechanism(
+    name="h3",
+    title="Hungry Hungry Hippos",
+    paper="Hungry Hungry Hippos: Towards Language Modeling with State Space Models",
+    year=2022,
+    arxiv="2212.14052",
+    decay="fixed, per channel and mode, and rotating",
+    inputs=(
+        Input("q", "b t d"),
+        Input("k", "b t d"),
+        Input("v", "b t d"),
+        Input("c", "d n"),
+        Input("dt", "d", low=0.0, draw=time_step),
+        Input("A", "d n", high=0.0, complex=True, draw=s4.lin_modes),
+        Input("C", "d n", complex=True, draw=s4.complex_normal),
+        Input("D", "d"),
+    ),
+    output=Input("y", "b t d"),
+    state=(Input("keys", "b d n"), Input("h", "b d n", complex=True)),
+    value="v",
+    functions={
+        "recurrent": recurrent,
+        "parallel": partial(run, s4.parallel),
+        "chunked": partial(run, s4.chunked),
+        "trace": trace,
+    },
+    flops=lambda n: n["D"] * (24 * n["N"] + 5),
+    doc=__doc__,
+    options={"discretization": "zoh"},
+    edges=(Edge("s4", "the filter keeps the newest key, q = v = 1", like_s4),),
+)

@@ -1,0 +1,297 @@
+r"""S4 and S4D: a linear system with fixed coefficients, run as a loop or as one long convolution.
+
+Papers: Gu, Goel and Re, "Efficiently Modeling Long Sequences with Structured State Spaces", 2021,
+arXiv:2111.00396; the diagonal form: Gu et al., 2022, arXiv:2206.11893.
+
+Equations (in brackets: the paper's):
+    (1)  h_t = \bar A h_{t-1} + \bar B u_t [eq. 3]
+    (2)  y_t = 2\,\mathrm{Re} \sum_n C_n h_{tn} + D u_t [eq. 3]
+    (3)  \bar A = e^{\Delta A}, \quad \bar B = A^{-1} (e^{\Delta A} - 1) B \quad \text{(zoh)}
+         [2206.11893, sec. 3.1]
+    (4)  \bar A = \frac{1 + \Delta A / 2}{1 - \Delta A / 2}, \quad
+         \bar B = \frac{\Delta}{1 - \Delta A / 2} B \quad \text{(bilinear)} [eq. 3]
+    (5)  y = \kappa * u + D u, \quad \kappa_l
+         = 2\,\mathrm{Re} \sum_n C_n \bar A_n^{\,l} \bar B_n [eq. 4, 5]
+    (6)  A_{nk} = -\sqrt{(2n+1)(2k+1)} \; (n > k), \quad -(n+1) \; (n = k), \quad 0 \; (n < k),
+         \quad
+         B_n = \sqrt{2n+1} [eq. 2]
+    (7)  A = \mathcal V (\Lambda - P P^*) \mathcal V^* [theorem 1]
+    (8)  \hat\kappa(z) = \frac{2}{1+z} \Bigl[ \tilde C R B - \tilde C R P\,
+         (1 + P^* R P)^{-1} P^* R B \Bigr],
+         \quad R = \bigl( \tfrac{2}{\Delta} \tfrac{1-z}{1+z} - \Lambda \bigr)^{-1}, \quad
+         \tilde C = C (I - \bar A^L) [app. C.3]
+
+Glossary (ours | the paper's | shape | meaning):
+    u | u | [B, T, D] | input
+    dt | Delta | [D] | step size of each channel
+    A | A | [D, N] | modes: half of conjugate pairs if complex; real part <= 0
+    B | B | [D, N] | how the input enters each mode
+    C | C | [D, N] | how each mode is read
+    D | D | [D] | skip: what of the input goes straight to the output
+    h | x | [B, D, N] | state
+    y | y | [B, T, D] | output
+    kappa | K | [D, T] | convolution kernel
+
+We differ from the paper in: D is the width as well as the skip's name; A is diagonal (S4D). The
+dense HiPPO-LegS matrix (6) of S4 is an initialiser (`hippo_legs`), with its normal plus low-rank
+form (7) (`nplr`) and convolution kernel (8) (`dplr_kernel`). With real A there are no conjugate
+pairs and the 2 Re of (2) and (5) falls away.
+
+Nothing depends on the data, so all times share the powers of one number per mode: the parallel form
+is the convolution (5) by FFT, plus what is left of the state that came in.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from linviz.inputs import Input, normal, time_step
+from linviz.mechanism import Mechanism
+
+
+def recurrent(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    S: Tensor,
+    *,
+    discretization: str,
+) -> tuple[Tensor, Tensor]:
+    """The loop over time, (1) and (2)."""
+    a, b = discretize(dt, A, B, discretization)
+    h, y = S, []
+    for u_t in u.unbind(1):
+        h = a * h + b * u_t[..., None]  # (1)
+        y.append(read("bdn,dn->bd", h, C) + D * u_t)  # (2)
+    return torch.stack(y, 1), h
+
+
+def parallel(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    S: Tensor,
+    *,
+    discretization: str,
+) -> tuple[Tensor, Tensor]:
+    """One convolution, (5), and the echo of the state that came in."""
+    a, b = discretize(dt, A, B, discretization)
+    T = u.shape[1]
+    power = powers(a, T + 1)
+    kappa = read("tdn,dn->td", power[:-1] * b, C)
+    y = convolve(u, kappa) + D * u  # (5)
+    y = y + read("tdn,bdn->btd", power[1:] * C, S)
+    left = torch.einsum("tdn,btd->bdn", power[:-1].flip(0) * b, u.to(b.dtype))
+    return y, power[-1] * S + left
+
+
+def chunked(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    S: Tensor,
+    *,
+    discretization: str,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """(5) inside every chunk, the states handed on; a ragged end follows by itself."""
+    T = u.shape[1]
+    whole = T - T % min(chunk, T)
+    chunks = u[:, :whole].unflatten(1, (-1, min(chunk, T))).flatten(0, 1)
+    zero = S.new_zeros(chunks.shape[0], *S.shape[1:])
+    y, left = parallel(chunks, dt, A, B, C, D, zero, discretization=discretization)
+    power = powers(discretize(dt, A, B, discretization)[0], chunks.shape[1] + 1)
+    h, entering = S, []
+    for left_n in left.unflatten(0, (u.shape[0], -1)).unbind(1):
+        entering.append(h)
+        h = torch.addcmul(left_n, power[-1].expand_as(h), h)
+    echo = read("tdn,bmdn->bmtd", power[1:] * C, torch.stack(entering, 1))
+    y = (y.unflatten(0, (u.shape[0], -1)) + echo).flatten(1, 2)
+    if whole < T:
+        rest, h = parallel(u[:, whole:], dt, A, B, C, D, h, discretization=discretization)
+        y = torch.cat([y, rest], 1)
+    return y, h
+
+
+def trace(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    S: Tensor,
+    *,
+    discretization: str,
+) -> dict[str, Tensor]:
+    """The discrete coefficients a and b, the kernel kappa [D, T], the state after each token."""
+    a, b = discretize(dt, A, B, discretization)
+    kappa = read("tdn,dn->dt", powers(a, u.shape[1]) * b, C)
+    path, y = [], []
+    for u_t in u.split(1, 1):
+        y_t, S = recurrent(u_t, dt, A, B, C, D, S, discretization=discretization)
+        y.append(y_t)
+        path.append(S)
+    return {"a": a, "b": b, "kappa": kappa, "o": torch.cat(y, 1), "S": torch.stack(path, 1)}
+
+
+def discretize(dt: Tensor, A: Tensor, B: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
+    """The coefficients (a, b) of the loop (1), each [D, N]."""
+    if discretization not in ("zoh", "bilinear"):
+        raise ValueError(f"discretization must be 'zoh' or 'bilinear', got {discretization!r}")
+    if B.is_complex() and not A.is_complex():
+        raise ValueError("B and C are complex, so A must be complex too (half of conjugate pairs)")
+    dt = dt[:, None]
+    z = dt * A
+    if discretization == "zoh":  # (3); (e^z - 1) / z is 1 at z = 0
+        safe = torch.where(z == 0, 1, z)
+        return z.exp(), torch.where(z == 0, 1, torch.expm1(safe) / safe) * dt * B
+    return (1 + z / 2) / (1 - z / 2), dt / (1 - z / 2) * B  # (4)
+
+
+def powers(a: Tensor, n: int) -> Tensor:
+    """a^0, a^1, ..., a^(n-1) along a new first axis, by doubling: log2(n) products."""
+    power, a = torch.ones_like(a)[None], a[None]
+    while power.shape[0] < n:
+        power = torch.cat([power, power * a])
+        a = a * a
+    return power[:n]
+
+
+def convolve(u: Tensor, kappa: Tensor) -> Tensor:
+    """The causal convolution over time of u [B, T, D] with kappa [T, D], by FFT."""
+    n = 2 * u.shape[1]
+    product = torch.fft.rfft(u, n, 1) * torch.fft.rfft(kappa, n, 0)
+    return torch.fft.irfft(product, n, 1)[:, : u.shape[1]]
+
+
+def read(equation: str, h: Tensor, C: Tensor) -> Tensor:
+    """The sum over modes in (2) and (5): twice the real part where modes stand for pairs."""
+    y = torch.einsum(equation, h, C.to(h.dtype) if h.is_complex() else C)
+    return 2 * y.real if y.is_complex() else y
+
+
+# ------------------------------------------------------------------------------- initialisers
+
+
+def s4d_lin(N: int) -> Tensor:
+    """Modes -1/2 + i pi n, n = 0..N-1 (2206.11893, eq. 7)."""
+    n = torch.arange(N, dtype=torch.float64)
+    return torch.complex(torch.full_like(n, -0.5), math.pi * n)
+
+
+def s4d_inv(N: int) -> Tensor:
+    """Modes -1/2 + i (M / pi) (M / (2n + 1) - 1), M = 2N states in N pairs (2206.11893, eq. 6)."""
+    n, M = torch.arange(N, dtype=torch.float64), 2 * N
+    return torch.complex(torch.full_like(n, -0.5), M / math.pi * (M / (2 * n + 1) - 1))
+
+
+def s4d_real(N: int) -> Tensor:
+    """Modes -1, -2, ..., -N (2206.11893, sec. 4)."""
+    return -torch.arange(1, N + 1, dtype=torch.float64)
+
+
+def hippo_legs(N: int) -> tuple[Tensor, Tensor]:
+    """The dense HiPPO-LegS matrix A [N, N] and B [N], (6), in float64."""
+    n = torch.arange(N, dtype=torch.float64)
+    root = (2 * n + 1).sqrt()
+    A = -(root[:, None] * root).tril(-1) - torch.diag(n + 1)
+    return A, root
+
+
+def nplr(N: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """HiPPO-LegS as normal plus low rank, (7).
+
+    Returns:
+        Lambda [N], P [N], B [N] in the eigenbasis, and the basis V [N, N]; complex128.
+    """
+    A, B = hippo_legs(N)
+    P = (torch.arange(N, dtype=torch.float64) + 0.5).sqrt()
+    skew = A + P[:, None] * P + 0.5 * torch.eye(N, dtype=torch.float64)
+    frequency, V = torch.linalg.eigh(-1j * skew.to(torch.complex128))
+    into = V.mH
+    return -0.5 + 1j * frequency, into @ P.to(V.dtype), into @ B.to(V.dtype), V
+
+
+def dplr_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: float, T: int) -> Tensor:
+    """The kernel kappa [T] of A = diag(Lambda) - P P^*, B and C [N], bilinear, by (8).
+
+    The generating function is evaluated at the T-th roots of unity and inverted by FFT: O(N + T)
+    memory, where powers of the dense matrix take O(N^2 T) time.
+
+    Args:
+        Lambda: [N], complex, all modes (not half of pairs).
+        P: [N], the low-rank term.
+        B: [N].
+        C: [N]; the output is sum_n C_n h_n.
+        dt: step size.
+        T: length.
+    """
+    N = Lambda.shape[0]
+    A = torch.diag(Lambda) - P[:, None] * P.conj()
+    eye = torch.eye(N, dtype=A.dtype, device=A.device)
+    A_bar = torch.linalg.solve(eye - dt / 2 * A, eye + dt / 2 * A)
+    C = C @ (eye - torch.linalg.matrix_power(A_bar, T))
+    turn = torch.arange(T, dtype=torch.float64, device=A.device) / T
+    z = torch.exp(-2j * math.pi * turn)
+    # (2/dt) (1-z)/(1+z) has a pole at z = -1; with both sides times (1+z)/2 there is none
+    half = (1 + z)[:, None] / 2
+    R = 1 / ((1 - z)[:, None] / dt - half * Lambda)  # (1+z)/2 is divided out of R
+
+    def pairing(x: Tensor, y: Tensor) -> Tensor:
+        return (x * R * y).sum(-1)
+
+    correction = pairing(C, P) * pairing(P.conj(), B) * half[:, 0]
+    at_roots = pairing(C, B) - correction / (1 + half[:, 0] * pairing(P.conj(), P))
+    return torch.fft.ifft(at_roots).real
+
+
+def lin_modes(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """S4D-Lin in every channel."""
+    return s4d_lin(shape[-1]).expand(*shape).clone()
+
+
+def complex_normal(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """Complex normal numbers."""
+    return torch.complex(normal(shape, rng), normal(shape, rng))
+
+
+def complex_ones(shape: Sequence[int], rng: torch.Generator) -> Tensor:
+    """Ones, as complex numbers."""
+    return torch.ones(*shape, dtype=torch.complex128)
+
+
+MECHANISM = Mechanism(
+    name="s4",
+    title="S4 (diagonal)",
+    paper="Efficiently Modeling Long Sequences with Structured State Spaces",
+    year=2021,
+    arxiv="2111.00396",
+    decay="fixed, per channel and mode, and rotating",
+    inputs=(
+        Input("u", "b t d"),
+        Input("dt", "d", low=0.0, draw=time_step),
+        Input("A", "d n", high=0.0, complex=True, draw=lin_modes),
+        Input("B", "d n", complex=True, draw=complex_ones),
+        Input("C", "d n", complex=True, draw=complex_normal),
+        Input("D", "d"),
+    ),
+    output=Input("y", "b t d"),
+    state=(Input("h", "b d n", complex=True),),
+    value="u",
+    functions={"recurrent": recurrent, "parallel": parallel, "chunked": chunked, "trace": trace},
+    flops=lambda n: n["D"] * (22 * n["N"] + 3),
+    doc=__doc__,
+    options={"discretization": "zoh"},
+)

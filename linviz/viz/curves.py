@@ -1,0 +1,158 @@
+"""Curves: what a mechanism scores, remembers or costs, along one axis.
+
+`moving_mean` and `crossing` measure; `lines` and `line_panels` draw.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from linviz.viz.ink import INK, LINES, style
+from linviz.viz.states import Array, Number, array
+
+
+def moving_mean(x: Array, window: int) -> np.ndarray:
+    """Average the last `window` values.
+
+    Args:
+        x: [t], numbers or True and False.
+        window: how many.
+
+    Returns:
+        [t]; NaN until the window is full, since fewer values are not comparable.
+    """
+    if window < 1:
+        raise ValueError(f"window: wanted 1 or more, got {window}")
+    total = np.concatenate([[0.0], array(x, "x", "t").astype(float).cumsum()])
+    mean = np.full(len(total) - 1, np.nan)
+    mean[window - 1 :] = (total[window:] - total[:-window]) / window
+    return mean
+
+
+def crossing(x: Array, rising: Array, other: Array) -> float:
+    """Find where one curve first passes above another, between points on logarithmic axes.
+
+    Args:
+        x: [n], increasing and above 0.
+        rising: [n], above 0.
+        other: [n], above 0.
+
+    Returns:
+        The x of the crossing; NaN where `rising` starts above or never gets there.
+    """
+    x, rising, other = (
+        array(y, name, "n") for y, name in ((x, "x"), (rising, "rising"), (other, "other"))
+    )
+    gap = np.log(rising) - np.log(other)
+    up = np.flatnonzero((gap[:-1] <= 0) & (gap[1:] > 0))
+    if not up.size:
+        return float("nan")
+    i = up[0]
+    share = -gap[i] / (gap[i + 1] - gap[i])
+    return float(np.exp((1 - share) * np.log(x[i]) + share * np.log(x[i + 1])))
+
+
+def lines(
+    series: Mapping[str, Array],
+    *,
+    x: Array | None = None,
+    ax: Axes | None = None,
+    xlabel: str = "time t",
+    ylabel: str = "",
+    log: str = "",
+    markers: bool = False,
+    events: Sequence[Number] = (),
+) -> Axes:
+    """Draw one line a name; a name keeps its place's ink, so that pictures can be compared.
+
+    Args:
+        series: name -> [n]; NaN leaves a gap.
+        x: [n], shared by all; None counts from 0.
+        ax: where to draw; None makes a new figure.
+        xlabel: name of the horizontal axis.
+        ylabel: name of the vertical axis.
+        log: the logarithmic axes: "", "x", "y" or "xy".
+        markers: a dot at each point.
+        events: positions of thin vertical lines, such as the moments when the rules change.
+
+    Returns:
+        The Axes, with one `ax.lines` a name first, then the events.
+    """
+    if not series:
+        raise ValueError("series: wanted one line or more, got none")
+    series = {name: array(y, f"series[{name!r}]", "n") for name, y in series.items()}
+    sizes = {name: len(y) for name, y in series.items()}
+    if x is not None:
+        x = array(x, "x", "n")
+        sizes["x"] = len(x)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"series: wanted lines of one length, got {sizes}")
+    if ax is None:
+        _, ax = plt.subplots(layout="constrained")
+    for i, (name, y) in enumerate(series.items()):
+        where = np.arange(len(y)) if x is None else x
+        dash = ("-", "--", "-.")[i // len(LINES) % 3]
+        ink = LINES[i % len(LINES)]
+        ax.plot(where, y, dash, color=ink, label=name, lw=1.4, marker="o" if markers else "", ms=3)
+    for event in events:
+        ax.axvline(event, color=INK["hatch"], lw=0.7, zorder=0)
+    for letter in log:
+        ax.set(**{f"{letter}scale": "log"})
+    if "x" in log and x is not None and len(x) <= 12:  # each point is its own tick
+        ax.set_xticks(x, labels=[f"{at:g}" for at in x], fontsize="small")
+        ax.minorticks_off()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def line_panels(
+    groups: Mapping[str, Mapping[str, Array]],
+    *,
+    share: bool = True,
+    width: Number = 4.4,
+    height: Number = 2.8,
+    each: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Figure:
+    """Draw groups of lines side by side, with one legend for all.
+
+    Args:
+        groups: title -> (name -> [n]).
+        share: one vertical scale for all panels.
+        width: inches of one panel.
+        height: inches of one panel.
+        each: options of `lines` for each panel, where they differ.
+        **options: options of `lines` for all panels.
+
+    Returns:
+        A closed Figure.
+    """
+    if not groups:
+        raise ValueError("groups: wanted one group of lines or more, got none")
+    with style():
+        fig, axes = plt.subplots(
+            1,
+            len(groups),
+            figsize=(width * len(groups) + 1.4, height),
+            layout="constrained",
+            sharey=share,
+            squeeze=False,
+        )
+        own = each or [{}] * len(groups)
+        for ax, (title, series), more in zip(axes[0], groups.items(), own, strict=True):
+            lines(series, ax=ax, **{**options, **more})
+            ax.set_title(title)
+            if share:
+                ax.label_outer()
+        found = {}
+        for ax in axes[0]:
+            for line, name in zip(*ax.get_legend_handles_labels(), strict=True):
+                found.setdefault(name, line)
+        if len(found) > 1:
+            fig.legend(found.values(), found.keys(), loc="outside right center")
+        plt.close(fig)
+    return fig

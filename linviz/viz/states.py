@@ -1,0 +1,268 @@
+"""States and attention maps as heat maps: one matrix, several side by side, or a film strip.
+
+The measured parts (`limits`, `frames`, `ticks`) are plain functions of numbers and return numbers.
+The drawn parts read them. Arguments may be torch tensors, numpy arrays or lists.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, SymLogNorm
+from matplotlib.figure import Figure
+
+from linviz.viz.ink import INK, MAPS, style
+
+Array = Any  # a torch tensor, a numpy array, or a list of numbers
+Number = float | int
+
+
+def array(x: Array, name: str, letters: str) -> np.ndarray:
+    """Copy any tensor to numpy, and check that it has the axes that `letters` names.
+
+    Args:
+        x: tensor, array or list.
+        name: the argument's name, for the message.
+        letters: one letter an axis, such as "t k v".
+
+    Returns:
+        A float64 (or boolean) array of the same shape.
+
+    Raises:
+        ValueError: if the number of axes differs, an axis is empty, or the numbers are complex.
+    """
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        x = x.double() if x.is_floating_point() else x
+    x = np.asarray(x)
+    if x.ndim != len(letters.split()) or x.size == 0:
+        raise ValueError(
+            f"{name}: wanted axes [{letters.replace(' ', ', ')}], none of them empty, "
+            f"got shape {list(x.shape)}; of a tensor with batch and head take one, as in "
+            "S[0, 0] or trace['S'][0, :, 0]"
+        )
+    if np.iscomplexobj(x):
+        raise ValueError(f"{name}: complex numbers have no place on one scale; pass .real or abs()")
+    return x if x.dtype == bool else x.astype(float)
+
+
+def limits(
+    x: np.ndarray, kind: str | None = None, vmax: Number | None = None
+) -> tuple[str, float, float]:
+    """Choose the kind of scale and its two ends.
+
+    Args:
+        x: numbers of any shape; NaN and infinities do not count.
+        kind: "signed" (0 in the middle), "count" (0 and up) or "gate" (0 to 1); None looks whether
+            a number is below 0.
+        vmax: upper end; None takes the largest magnitude (1 for a gate).
+
+    Returns:
+        kind, vmin, vmax.
+    """
+    finite = x[np.isfinite(x)]
+    kind = kind or ("signed" if (finite < 0).any() else "count")
+    if kind not in MAPS:
+        raise ValueError(f"kind: wanted one of {', '.join(MAPS)}, got {kind!r}")
+    if vmax is None:
+        vmax = 1.0 if kind == "gate" else float(np.abs(finite).max(initial=0)) or 1.0
+    if not vmax > 0:
+        raise ValueError(f"vmax: wanted a number above 0, got {vmax}")
+    return kind, -float(vmax) if kind == "signed" else 0.0, float(vmax)
+
+
+def frames(T: int, at: Sequence[int] | None = None, most: int = 8) -> list[int]:
+    """Choose which time steps to show.
+
+    Args:
+        T: how many there are.
+        at: the wanted steps, negative ones from the end; None spreads `most` over all.
+        most: never more than this many; longer lists are thinned evenly, both ends kept.
+
+    Returns:
+        Increasing steps in 0 .. T-1.
+    """
+    if most < 1:
+        raise ValueError(f"most: wanted 1 or more, got {most}")
+    bad = [t for t in at or () if not -T <= t < T]
+    if bad:
+        raise ValueError(f"at: wanted steps from {-T} to {T - 1}, got {bad[0]}")
+    steps = np.arange(T) if at is None else np.unique([t % T for t in at])
+    if len(steps) > most:
+        steps = steps[np.linspace(0, len(steps) - 1, most).round().astype(int)]
+    return [int(t) for t in steps]
+
+
+def ticks(labels: Sequence[str], most: int = 64) -> tuple[list[int], list[str]]:
+    """Make tick labels of tokens: white space is made visible, and too many are thinned.
+
+    Args:
+        labels: one text a cell.
+        most: at most this many labels.
+
+    Returns:
+        Positions and texts.
+    """
+    step = -(-len(labels) // most)
+    shown = str.maketrans(" \n", "\N{OPEN BOX}\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
+    at = list(range(0, len(labels), step))
+    return at, [str(labels[i]).translate(shown) for i in at]
+
+
+def heat(
+    x: Array,
+    *,
+    ax: Axes | None = None,
+    kind: str | None = None,
+    vmax: Number | None = None,
+    log: bool = False,
+    mask: Array | None = None,
+    rows: Sequence[str] | None = None,
+    cols: Sequence[str] | None = None,
+    row_name: str = "key channel k",
+    col_name: str = "value channel v",
+    bar: bool = True,
+) -> Axes:
+    """Draw one matrix as a heat map.
+
+    Args:
+        x: [i, j]: a state [k, v], an attention map [t, s], any matrix.
+        ax: where to draw; None makes a new figure.
+        kind: "signed", "count" or "gate", see `limits`.
+        vmax: upper end of the scale; larger values get the last colour, and the bar an arrow.
+        log: a logarithmic scale that is linear below 1 % of `vmax` (below 1 for whole numbers).
+        mask: [i, j], True where the matrix has no value: hatched, whatever `x` holds there.
+        rows: label of each row, for example letters; None numbers them.
+        cols: label of each column.
+        row_name: name of the vertical axis; its size is added.
+        col_name: name of the horizontal axis; its size is added.
+        bar: whether to draw the colour bar.
+
+    Returns:
+        The Axes; the picture is `ax.images[0]`.
+    """
+    x = array(x, "x", "i j")
+    empty = np.zeros(x.shape, bool) if mask is None else array(mask, "mask", "i j").astype(bool)
+    if empty.shape != x.shape:
+        raise ValueError(f"mask: wanted the shape of x {list(x.shape)}, got {list(empty.shape)}")
+    for name, labels, size in (("rows", rows, x.shape[0]), ("cols", cols, x.shape[1])):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{name}: wanted {size} labels, got {len(labels)}")
+    kind, vmin, vmax = limits(x[~empty], kind, vmax)
+    if ax is None:
+        _, ax = plt.subplots(layout="constrained")
+
+    cmap = mpl.colormaps[MAPS[kind]].with_extremes(bad=INK["nan"])
+    norm = Normalize(vmin, vmax)
+    if log:
+        whole = (x[np.isfinite(x) & ~empty] % 1 == 0).all() and vmax > 1
+        norm = SymLogNorm(1 if whole else vmax / 100, linscale=0.5, vmin=vmin, vmax=vmax)
+    ax.imshow(x, cmap=cmap, norm=norm, alpha=np.where(empty, 0.0, 1.0), interpolation="nearest")
+    if empty.any():
+        ax.patch.set(facecolor=INK["mask"], edgecolor=INK["hatch"], hatch="////")
+    ax.spines[:].set_visible(False)
+    ax.set(ylabel=f"{row_name} ({x.shape[0]})", xlabel=f"{col_name} ({x.shape[1]})")
+    for axis, labels in ((ax.yaxis, rows), (ax.xaxis, cols)):
+        if labels is not None:
+            axis.set_ticks(*ticks(labels))
+            axis.set_tick_params(length=0, labelsize="small" if len(labels) <= 32 else "x-small")
+    if bar:
+        color_bar([ax])
+    return ax
+
+
+def color_bar(axes: Sequence[Axes]) -> None:
+    """Draw one bar beside Axes that share a scale; its two ends (and 0) are among the ticks.
+
+    Args:
+        axes: heat maps of one scale.
+    """
+    image = axes[0].images[0]
+    low, high = image.norm.vmin, image.norm.vmax
+    over = any((ax.images[0].get_array() > high).any() for ax in axes)
+    under = any((ax.images[0].get_array() < low).any() for ax in axes)
+    extend = {(0, 0): "neither", (1, 0): "max", (0, 1): "min", (1, 1): "both"}[over, under]
+    bar = axes[0].figure.colorbar(image, ax=list(axes), extend=extend, shrink=0.8, aspect=25)
+    at = [low, 0.0, high] if low < 0 else [0.0, high]
+    if isinstance(image.norm, SymLogNorm):
+        powers = 10.0 ** np.arange(np.floor(np.log10(image.norm.linthresh)), np.log10(high / 2))
+        at += [p for p in powers if p >= image.norm.linthresh]
+    bar.set_ticks(sorted(at), labels=[f"{t:.3g}" if t < 1e4 else f"{t:.2e}" for t in sorted(at)])
+    bar.minorticks_off()
+    bar.outline.set_visible(False)
+
+
+def panels(
+    states: Mapping[str, Array],
+    *,
+    share: bool = True,
+    width: Number = 2.6,
+    columns: int = 4,
+    **options: Any,
+) -> Figure:
+    """Draw several matrices side by side.
+
+    Args:
+        states: title -> [i, j].
+        share: one scale and one bar for all; without it each has its own (for matrices whose units
+            differ, such as counts beside proportions).
+        width: inches of one panel.
+        columns: panels in a row.
+        **options: for `heat`.
+
+    Returns:
+        A closed Figure.
+    """
+    if not states:
+        raise ValueError("states: wanted one matrix or more, got none")
+    states = {name: array(x, f"states[{name!r}]", "i j") for name, x in states.items()}
+    if share:
+        mask = options.get("mask")
+        seen = [x if mask is None else x[~array(mask, "mask", "i j")] for x in states.values()]
+        every = np.concatenate([x.ravel() for x in seen])
+        options["kind"], _, options["vmax"] = limits(
+            every, options.get("kind"), options.get("vmax")
+        )
+    columns = min(columns, len(states))
+    lines = -(-len(states) // columns)
+    tall = width * np.clip(max(x.shape[0] / x.shape[1] for x in states.values()), 0.3, 3)
+    bars = 0.0 if share else 0.6  # inches that each panel's own bar takes
+    with style():
+        fig, axes = plt.subplots(
+            lines,
+            columns,
+            figsize=((width + bars) * columns + 0.7, (tall + 0.4) * lines + 0.2),
+            layout="constrained",
+            squeeze=False,
+        )
+        for ax, (name, x) in zip(axes.flat, states.items(), strict=False):
+            heat(x, ax=ax, bar=not share, **options)
+            ax.set_title(name)
+            ax.label_outer()
+        for ax in axes.flat[len(states) :]:
+            ax.remove()
+        if share:
+            color_bar(list(axes.flat[: len(states)]))
+        plt.close(fig)
+    return fig
+
+
+def film_strip(
+    S: Array, *, at: Sequence[int] | None = None, most: int = 8, **options: Any
+) -> Figure:
+    """Draw a state at several times, on one shared scale.
+
+    Args:
+        S: [t, k, v], the state after each step, of one batch and head: `trace["S"][0, :, 0]`.
+        at: the steps to show, see `frames`.
+        most: never more frames than this.
+        **options: for `panels` and `heat`.
+
+    Returns:
+        A closed Figure.
+    """
+    S = array(S, "S", "t k v")
+    return panels({f"t = {t}": S[t] for t in frames(len(S), at, most)}, **options)
