@@ -188,7 +188,7 @@ def whole_number(name: str, n: Any, where: str) -> None:
         raise ValueError(f"{where}: {name} must be a whole number of at least 1, got {n!r}")
 
 
-def fold(form: Callable, chunk: int) -> Callable:
+def fold(form: Callable, chunk: Any) -> Callable:
     """Cut time into pieces of `chunk`, call `form` on each piece, and hand the state on.
 
     fold(parallel, 1) is the recurrence, fold(parallel, T) the matrix; in between it is chunking.

@@ -72,16 +72,15 @@ def shift(k: Tensor, c: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def recurrent(*inputs: Tensor, S: State, discretization: str) -> tuple[Tensor, State]:
-    """The loop over time: shift the keys, (1), then (2) and (3)."""
+    """The loop over time: keys shift, (1), then S4's loop for (2), and (3)."""
     q, k, v, c, dt, A, C, D = inputs
-    (keys, h), y = S, []
-    for q_t, k_t, v_t in zip(q.unbind(1), k.unbind(1), v.unbind(1), strict=True):
+    keys, k_bar = S[0], []
+    for k_t in k.unbind(1):
         keys = torch.cat([k_t[..., None], keys[..., :-1]], -1)
-        pair = (keys * c).sum(-1) * v_t  # (1)
-        inputs = (pair[:, None], dt, A, torch.ones_like(A), C, D, h)
-        s, h = s4.recurrent(*inputs, discretization=discretization)  # (2)
-        y.append(q_t * s[:, 0])  # (3)
-    return torch.stack(y, 1), (keys, h)
+        k_bar.append((keys * c).sum(-1))  # (1)
+    pairs, options = torch.stack(k_bar, 1) * v, {"discretization": discretization}
+    s, h = s4.recurrent(pairs, dt, A, torch.ones_like(A), C, D, S[1], **options)  # (2)
+    return q * s, (keys, h)  # (3)
 
 
 def trace(*inputs: Tensor, S: State, discretization: str) -> dict[str, Tensor | State]:

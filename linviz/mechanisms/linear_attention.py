@@ -57,7 +57,7 @@ def taylor(x: Tensor) -> Tensor:
 
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": lambda x: F.elu(x) + 1,
+    "elu": lambda x: F.relu(x) + x.clamp(max=0).exp(),  # elu(x) + 1, exact for x << 0 too
     "relu": F.relu,
     "identity": lambda x: x,
     "exp": torch.exp,

@@ -154,7 +154,7 @@ MECHANISM = Mechanism(
     state=(Input("num", "b d"), Input("den", "b d"), Input("max", "b d")),
     value="v",
     functions={"recurrent": recurrent, "parallel": parallel, "chunked": chunked, "trace": trace},
-    flops=lambda n: 25 * n["D"],
+    flops=lambda n: 28 * n["D"],
     doc=__doc__,
     edges=(Edge("linear_attention", "w = u = 0, features e^k", like_linear_attention),),
     empty=empty,

@@ -142,6 +142,7 @@ def line_panels(
             sharey=share,
             squeeze=False,
         )
+        plt.close(fig)
         own = each or [{}] * len(groups)
         for ax, (title, series), more in zip(axes[0], groups.items(), own, strict=True):
             lines(series, ax=ax, **{**options, **more})
@@ -154,5 +155,4 @@ def line_panels(
                 found.setdefault(name, line)
         if len(found) > 1:
             fig.legend(found.values(), found.keys(), loc="outside right center")
-        plt.close(fig)
     return fig

@@ -84,10 +84,11 @@ def _cells(ax: Axes) -> list[PathPatch]:
 
 
 def save_card(fig: Figure, path: str | FilePath) -> FilePath:
-    """Save a figure on an opaque white card, the same bytes each time.
+    """Save a figure on an opaque white card, without a date: drawn again, it is the same file.
 
     A picture without a ground is unreadable on a dark page, so the ground is drawn too. In an SVG
-    the cells of heat maps become shapes: some pages refuse an image inside an image.
+    the cells of heat maps become shapes (their bars do not): some pages refuse an image inside an
+    image.
 
     Args:
         fig: any figure.

@@ -74,6 +74,28 @@ def limits(
     return kind, -float(vmax) if kind == "signed" else 0.0, float(vmax)
 
 
+def linear_below(x: np.ndarray, vmax: float) -> float:
+    """Choose where a logarithmic scale turns linear, so that it can hold 0.
+
+    Args:
+        x: numbers of any shape.
+        vmax: upper end of the scale.
+
+    Returns:
+        1 for counts, else 1 % of `vmax`.
+    """
+    whole = vmax > 1 and (x[np.isfinite(x)] % 1 == 0).all()
+    return 1.0 if whole else vmax / 100
+
+
+def hidden(x: np.ndarray, mask: Array | None) -> np.ndarray:
+    """Read a mask: True where `x` [i, j] has no value; none masks nothing."""
+    empty = np.zeros(x.shape, bool) if mask is None else array(mask, "mask", "i j").astype(bool)
+    if empty.shape != x.shape:
+        raise ValueError(f"mask: wanted the shape of x {list(x.shape)}, got {list(empty.shape)}")
+    return empty
+
+
 def frames(T: int, at: Sequence[int] | None = None, most: int = 8) -> list[int]:
     """Choose which time steps to show.
 
@@ -118,7 +140,7 @@ def heat(
     ax: Axes | None = None,
     kind: str | None = None,
     vmax: Number | None = None,
-    log: bool = False,
+    log: bool | float = False,
     mask: Array | None = None,
     rows: Sequence[str] | None = None,
     cols: Sequence[str] | None = None,
@@ -133,7 +155,7 @@ def heat(
         ax: where to draw; None makes a new figure.
         kind: "signed", "count" or "gate", see `limits`.
         vmax: upper end of the scale; larger values get the last colour, and the bar an arrow.
-        log: a logarithmic scale that is linear below 1 % of `vmax` (below 1 for whole numbers).
+        log: a logarithmic scale, linear below this number; True chooses it, see `linear_below`.
         mask: [i, j], True where the matrix has no value: hatched, whatever `x` holds there.
         rows: label of each row, for example letters; None numbers them.
         cols: label of each column.
@@ -145,9 +167,7 @@ def heat(
         The Axes; the picture is `ax.images[0]`.
     """
     x = array(x, "x", "i j")
-    empty = np.zeros(x.shape, bool) if mask is None else array(mask, "mask", "i j").astype(bool)
-    if empty.shape != x.shape:
-        raise ValueError(f"mask: wanted the shape of x {list(x.shape)}, got {list(empty.shape)}")
+    empty = hidden(x, mask)
     for name, labels, size in (("rows", rows, x.shape[0]), ("cols", cols, x.shape[1])):
         if labels is not None and len(labels) != size:
             raise ValueError(f"{name}: wanted {size} labels, got {len(labels)}")
@@ -158,8 +178,8 @@ def heat(
     cmap = mpl.colormaps[MAPS[kind]].with_extremes(bad=INK["nan"])
     norm = Normalize(vmin, vmax)
     if log:
-        whole = (x[np.isfinite(x) & ~empty] % 1 == 0).all() and vmax > 1
-        norm = SymLogNorm(1 if whole else vmax / 100, linscale=0.5, vmin=vmin, vmax=vmax)
+        linear = linear_below(x[~empty], vmax) if log is True else log
+        norm = SymLogNorm(linear, linscale=0.5, vmin=vmin, vmax=vmax)
     ax.imshow(x, cmap=cmap, norm=norm, alpha=np.where(empty, 0.0, 1.0), interpolation="nearest")
     if empty.any():
         ax.patch.set(facecolor=INK["mask"], edgecolor=INK["hatch"], hatch="////")
@@ -182,8 +202,8 @@ def color_bar(axes: Sequence[Axes]) -> None:
     """
     image = axes[0].images[0]
     low, high = image.norm.vmin, image.norm.vmax
-    over = any((ax.images[0].get_array() > high).any() for ax in axes)
-    under = any((ax.images[0].get_array() < low).any() for ax in axes)
+    shown = [ax.images[0].get_array()[ax.images[0].get_alpha() > 0] for ax in axes]
+    over, under = any((x > high).any() for x in shown), any((x < low).any() for x in shown)
     extend = {(0, 0): "neither", (1, 0): "max", (0, 1): "min", (1, 1): "both"}[over, under]
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend=extend, shrink=0.8, aspect=25)
     at = [low, 0.0, high] if low < 0 else [0.0, high]
@@ -220,12 +240,11 @@ def panels(
         raise ValueError("states: wanted one matrix or more, got none")
     states = {name: array(x, f"states[{name!r}]", "i j") for name, x in states.items()}
     if share:
-        mask = options.get("mask")
-        seen = [x if mask is None else x[~array(mask, "mask", "i j")] for x in states.values()]
-        every = np.concatenate([x.ravel() for x in seen])
-        options["kind"], _, options["vmax"] = limits(
-            every, options.get("kind"), options.get("vmax")
-        )
+        seen = np.concatenate([x[~hidden(x, options.get("mask"))] for x in states.values()])
+        kind, _, vmax = limits(seen, options.get("kind"), options.get("vmax"))
+        options |= {"kind": kind, "vmax": vmax}
+        if options.get("log") is True:
+            options["log"] = linear_below(seen, vmax)
     columns = min(columns, len(states))
     lines = -(-len(states) // columns)
     tall = width * np.clip(max(x.shape[0] / x.shape[1] for x in states.values()), 0.3, 3)
@@ -238,6 +257,7 @@ def panels(
             layout="constrained",
             squeeze=False,
         )
+        plt.close(fig)
         for ax, (name, x) in zip(axes.flat, states.items(), strict=False):
             heat(x, ax=ax, bar=not share, **options)
             ax.set_title(name)
@@ -246,7 +266,6 @@ def panels(
             ax.remove()
         if share:
             color_bar(list(axes.flat[: len(states)]))
-        plt.close(fig)
     return fig
 
 
