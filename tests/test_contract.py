@@ -585,6 +585,9 @@ def test_bad_options():
         lv.retnet.recurrent(*inputs, gamma=[0.5, 0.5, 0.5])
     with pytest.raises(ValueError, match="feature_map must be one of elu, relu"):
         lv.linear_attention.recurrent(*inputs, feature_map="cube")
+    for eps in (-1.0, "a", None):
+        with pytest.raises(ValueError, match="eps must be a number >= 0"):
+            lv.linear_attention.recurrent(*inputs, eps=eps)
     with pytest.raises(ValueError, match="'feature_mat' is not one of feature_map, normalize, eps"):
         lv.linear_attention.having(feature_mat="elu")
     with pytest.raises(ValueError, match="discretization must be 'zoh' or 'bilinear'"):

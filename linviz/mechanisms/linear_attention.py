@@ -106,6 +106,9 @@ def feature_function(feature_map: Map) -> Callable[[Tensor], Tensor]:
 
 def features(sizes: Sizes, options: dict[str, Any]) -> Sizes:
     """R, the number of features."""
+    eps = options["eps"]
+    if not isinstance(eps, int | float) or not eps >= 0:
+        raise ValueError(f"lv.linear_attention: eps must be a number >= 0, got {eps!r}")
     phi = feature_function(options["feature_map"])
     return {"R": phi(torch.zeros(1, sizes["K"])).shape[-1]}
 

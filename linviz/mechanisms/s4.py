@@ -154,10 +154,19 @@ def discretize(dt: Tensor, A: Tensor, B: Tensor, discretization: str) -> tuple[T
         raise ValueError("B and C are complex, so A must be complex too (half of conjugate pairs)")
     dt = dt[:, None]
     z = dt * A
-    if discretization == "zoh":  # (3); (e^z - 1) / z is 1 at z = 0
-        safe = torch.where(z == 0, 1, z)
-        return z.exp(), torch.where(z == 0, 1, torch.expm1(safe) / safe) * dt * B
+    if discretization == "zoh":
+        return z.exp(), growth(z) * dt * B  # (3)
     return (1 + z / 2) / (1 - z / 2), dt / (1 - z / 2) * B  # (4)
+
+
+def growth(z: Tensor) -> Tensor:
+    """(e^z - 1) / z; near 0, where the quotient and its gradient lose digits, by its series."""
+    small = z.abs() < 0.1
+    near, far = torch.where(small, z, 0), torch.where(small, 1, z)
+    series = torch.ones_like(z)
+    for n in range(11, 1, -1):
+        series = 1 + near / n * series
+    return torch.where(small, series, torch.expm1(far) / far)
 
 
 def powers(a: Tensor, n: int) -> Tensor:
@@ -227,8 +236,8 @@ def nplr(N: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def dplr_kernel(Lambda: Tensor, P: Tensor, B: Tensor, C: Tensor, dt: float, T: int) -> Tensor:
     """The kernel kappa [T] of A = diag(Lambda) - P P^*, B and C [N], bilinear, by (8).
 
-    The generating function is evaluated at the T-th roots of unity and inverted by FFT: O(N + T)
-    memory, where powers of the dense matrix take O(N^2 T) time.
+    The generating function is evaluated at the T-th roots of unity and inverted by FFT: N T terms,
+    where stepping with the dense matrix takes N^2 T. Only C (I - A_bar^T) takes dense products.
 
     Args:
         Lambda: [N], complex, all modes (not half of pairs).

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from linviz.recurrences.exponents import decayed_scores, prefix_sums, suffix_sums
+from linviz.recurrences.exponents import decayed_scores, solve_unit_lower
 from linviz.recurrences.matrix_state import all_at_once, by_chunks, loop, start, states
 
 Query = Float[Tensor, "b t h k"]
@@ -99,13 +99,11 @@ def within(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(o_0, R, M, N): q, k [..., T, K], v [..., T, V], beta [..., T, 1], g [..., T, c]."""
-    decay = prefix_sums(g).exp()
-    E_qk, E_kk = decayed_scores(torch.stack([q, k]), k, g)
-    right = torch.cat([beta * v, beta * k * decay], -1)
-    solved = torch.linalg.solve_triangular(
-        beta * E_kk.tril(-1), right, upper=False, unitriangular=True
-    )
-    U, W = solved.split([v.shape[-1], k.shape[-1]], -1)  # (4)
-    write = (k * suffix_sums(g).exp()).mT  # (6)
-    total = g.sum(-2).exp().expand(k.shape[:-2] + k.shape[-1:])
-    return E_qk @ U, q * decay - E_qk @ W, torch.diag_embed(total) - write @ W, write @ U
+    [[E_qk], [E_kk]], [q_since, k_since], [k_left], total = decayed_scores([q, k], [k], g)
+    right = torch.cat([beta * v, beta * k_since], -1)
+    U, W = solve_unit_lower(beta * E_kk.tril(-1), right).split(
+        [v.shape[-1], k.shape[-1]], -1
+    )  # (4)
+    R = q_since - E_qk @ W  # (5)
+    M = torch.diag_embed(total[..., 0, :].exp().expand_as(k[..., 0, :])) - k_left.mT @ W  # (6)
+    return E_qk @ U, R, M, k_left.mT @ U

@@ -1,16 +1,19 @@
-r"""Decay between two times, as a sum of log gates, never as a difference of sums.
+r"""Decay between two times, never as a difference of long sums.
 
 What a token wrote at time j is read at time i through the product of the gates in between,
 
     (E1)  \prod_{m=j+1}^{i} a_m = \exp \sum_{m=j+1}^{i} g_m , \qquad g_m = \log a_m \le 0 .
 
 With one running sum G the exponent is G_i - G_j. That is right on paper; in float32 a single gate
-of -1e4 leaves no digits for its neighbours, and a gate of -inf leaves NaN. Every function here
-therefore adds up only the gates that belong to the interval: nothing overflows, nothing cancels,
-and a gate of exactly zero is an ordinary number.
+of -1e4 leaves no digits for its neighbours, and a gate of -inf leaves NaN. Here only the gates that
+belong to the interval are added up, or pieces of the interval multiplied: every exponent is <= 0,
+nothing overflows, nothing cancels, and a gate of exactly zero is an ordinary number.
 
 Shapes: t is time, c is the key channel, "..." any leading axes. Masks are applied before exp.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +21,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def prefix_sums(g: Float[Tensor, "... t c"], before: bool = False) -> Float[Tensor, "... t c"]:
-    """Log decay from the block's start to time i: the sum over [1, i], or [1, i-1] if `before`."""
-    if not before:
-        return g.cumsum(-2)
-    return F.pad(g[..., :-1, :], (0, 0, 1, 0)).cumsum(-2)
+class Decayed(NamedTuple):
+    """What `decayed_scores` finds out about a stretch of time.
 
+    Attributes:
+        scores: for each reader and each writer the weights [..., t, t], zero above the diagonal.
+        readers: each reader, faded from the start of the stretch to its own time [..., t, c].
+        writers: each writer, faded from its own time to the end of the stretch [..., t, c].
+        total: the log decay of the whole stretch [..., 1, c].
+    """
 
-def suffix_sums(g: Float[Tensor, "... t c"]) -> Float[Tensor, "... t c"]:
-    """Log decay from time j to the end of the block: the sum of g over (j, T]."""
-    return F.pad(g[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)
+    scores: list[list[Tensor]]
+    readers: list[Tensor]
+    writers: list[Tensor]
+    total: Tensor
 
 
 def segment_sums(g: Float[Tensor, "... t"]) -> Float[Tensor, "... t t"]:
@@ -37,49 +44,106 @@ def segment_sums(g: Float[Tensor, "... t"]) -> Float[Tensor, "... t t"]:
     listing 1).
     """
     t = g.shape[-1]
-    later = torch.ones(t, t, dtype=torch.bool, device=g.device).tril(
-        -1
-    )  # row m later than column j
+    i = torch.arange(t, device=g.device)
+    later = i[:, None] > i  # row m is later than column j
     gates = g[..., :, None].masked_fill(~later, 0.0)
     return gates.cumsum(-2).masked_fill(later.mT, -torch.inf)
 
 
 def decayed_scores(
-    q: Float[Tensor, "... t c"],
-    k: Float[Tensor, "... t c"],
+    readers: Sequence[Float[Tensor, "... t c"]],
+    writers: Sequence[Float[Tensor, "... t c"]],
     g: Float[Tensor, "... t _"],
-    before: bool = False,
-) -> Float[Tensor, "... t t"]:
-    r"""The matrix of weights A_ij = \sum_c q_ic k_jc \exp \sum_{j<m\le i} g_mc, zero where j > i.
+    before: Sequence[bool] = (False, False),
+) -> Decayed:
+    r"""Weights A_ij = \sum_c q_ic k_jc \exp \sum_{j<m\le i} g_mc for each reader q and writer k.
 
-    With `before` the reader comes before the gate of its own time: the exponent is the sum over (j,
-    i-1] and the diagonal is zero (RWKV reads before it decays).
+    One gate per time (g has one channel): a product of two matrices, times (E1).
 
-    One gate per time (g has one channel): a product of two matrices. One gate per channel: the
-    block is halved; a pair (i in the right half, j in the left) is anchored at the midpoint, so
-    that its exponent is what the reader has walked since the midpoint plus what the writer still
-    had to walk to it. Both are <= 0, and the quarter is a plain matrix product. The two halves on
-    the diagonal are smaller problems of the same kind: log2(t) levels.
+    One gate per channel: the stretch is halved. A reader i in the right half and a writer j in the
+    left meet at the midpoint: the reader has faded since the midpoint, the writer up to it, so that
+    quarter of A is a plain matrix product. The halves themselves are smaller problems of the same
+    kind, log2(t) levels in all, and what has faded to the end of a half fades on to the end of the
+    whole by one more factor.
 
     Args:
-        q: readers. Leading axes broadcast against those of k and g.
-        k: writers.
+        readers: q, or several that share the gates.
+        writers: k, or several.
         g: log gates <= 0, with c channels or with one.
-        before: read before the gate of the reader's own time is applied.
+        before: for each reader, whether it comes before the gate of its own time. The exponent is
+            then the sum over (j, i-1], and the diagonal is zero.
     """
-    t = q.shape[-2]
-    if g.shape[-1] == 1 and not before:
-        return (q @ k.mT) * segment_sums(g[..., 0]).exp()
+    t = g.shape[-2]
+    if g.shape[-1] == 1 and not any(before):
+        between = segment_sums(g[..., 0]).exp()
+        walked = between[..., :1] * g[..., :1, :].exp()  # from the start: the first gate too
+        ahead = between[..., -1:, :].mT
+        scores = [[(q @ k.mT) * between for k in writers] for q in readers]
+        faded = [q * walked for q in readers], [k * ahead for k in writers]
+        return Decayed(scores, *faded, g.sum(-2, keepdim=True))
     if t == 1:
-        diagonal = (q * k).sum(-1, keepdim=True)
-        return torch.zeros_like(diagonal) if before else diagonal
+        return one_token(readers, writers, g, before)
+    if t % 2:  # one more token, which does nothing
+        more = [[F.pad(x, (0, 0, 0, 1)) for x in xs] for xs in (readers, writers, [g])]
+        scores, readers, writers, total = decayed_scores(more[0], more[1], more[2][0], before)
+        scores = [[A[..., :t, :t] for A in row] for row in scores]
+        faded = [[x[..., :t, :] for x in xs] for xs in (readers, writers)]
+        return Decayed(scores, *faded, total)
+    halves = [[x.unflatten(-2, (2, t // 2)) for x in xs] for xs in (readers, writers, [g])]
+    scores, readers, writers, total = decayed_scores(halves[0], halves[1], halves[2][0], before)
+    left, right = total.unbind(-3)
+    scores = [
+        [quarters(A, q[..., 1, :, :], k[..., 0, :, :]) for A, k in zip(row, writers, strict=True)]
+        for row, q in zip(scores, readers, strict=True)
+    ]
+    through_left, through_right = left.exp(), right.exp()
+    readers = [torch.cat([x[..., 0, :, :], x[..., 1, :, :] * through_left], -2) for x in readers]
+    writers = [torch.cat([x[..., 0, :, :] * through_right, x[..., 1, :, :]], -2) for x in writers]
+    return Decayed(scores, readers, writers, left + right)
+
+
+def one_token(
+    readers: Sequence[Tensor], writers: Sequence[Tensor], g: Tensor, before: Sequence[bool]
+) -> Decayed:
+    """`decayed_scores` of a stretch of one token."""
+    scores, faded = [], []
+    for q, early in zip(readers, before, strict=False):
+        row = [(q * k).sum(-1, keepdim=True) for k in writers]
+        scores.append([torch.zeros_like(x) for x in row] if early else row)
+        faded.append(q if early else q * g.exp())
+    return Decayed(scores, faded, list(writers), g)
+
+
+def quarters(A: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Four quarters as one matrix: the halves A [..., 2, h, h] on the diagonal, q k^T below."""
+    h = A.shape[-1]
+    across = (q * k).sum(-1, keepdim=True) if h == 1 else q @ k.mT
+    top = F.pad(A[..., 0, :, :], (0, h))
+    return torch.cat([top, torch.cat([across, A[..., 1, :, :]], -1)], -2)
+
+
+def solve_unit_lower(N: Float[Tensor, "... t t"], right: Float[Tensor, "... t c"]) -> Tensor:
+    """X with (I + N) X = right, N strictly lower triangular.
+
+    Short systems, of which a chunked form has many, by the inverse: halves of the diagonal are
+    inverted, and the quarter below left follows by two products. It is all matrix products, which
+    is several times as fast as a batch of small substitutions; a long system is substituted.
+    """
+    if N.shape[-1] > 128:
+        return torch.linalg.solve_triangular(N, right, upper=False, unitriangular=True)
+    return unit_lower_inverse(N) @ right
+
+
+def unit_lower_inverse(N: Float[Tensor, "... t t"]) -> Float[Tensor, "... t t"]:
+    """The inverse of I + N, N strictly lower triangular."""
+    t = N.shape[-1]
+    if t == 1:
+        return torch.ones_like(N)
+    h = t // 2
     if t % 2:
-        q, k, g = (F.pad(x, (0, 0, 0, 1)) for x in (q, k, g))
-        return decayed_scores(q, k, g, before)[..., :t, :t]
-    q, k, g = (x.unflatten(-2, (2, t // 2)) for x in (q, k, g))
-    walked = prefix_sums(g[..., 1, :, :], before).exp()
-    ahead = suffix_sums(g[..., 0, :, :]).exp()
-    across = (q[..., 1, :, :] * walked) @ (k[..., 0, :, :] * ahead).mT
-    halves = decayed_scores(q, k, g, before)
-    top = F.pad(halves[..., 0, :, :], (0, t // 2))
-    return torch.cat([top, torch.cat([across, halves[..., 1, :, :]], -1)], -2)
+        return unit_lower_inverse(F.pad(N, (0, 1, 0, 1)))[..., :t, :t]
+    top, bottom = N.unflatten(-2, (2, h)).unbind(-3)
+    halves = unit_lower_inverse(torch.stack([top[..., :h], bottom[..., h:]], -3))
+    first, second = halves.unbind(-3)
+    below = -(second @ (bottom[..., :h] @ first))
+    return torch.cat([F.pad(first, (0, h)), torch.cat([below, second], -1)], -2)

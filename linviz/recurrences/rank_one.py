@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from linviz.recurrences.exponents import decayed_scores, prefix_sums, suffix_sums
+from linviz.recurrences.exponents import decayed_scores, solve_unit_lower
 from linviz.recurrences.matrix_state import all_at_once, by_chunks, loop, start, states
 
 Query = Float[Tensor, "b t h k"]
@@ -83,15 +83,11 @@ def within(
     q: Tensor, w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(o_0, R, M, N) of a stretch: q, w, k, a, b [..., T, K], v [..., T, V]."""
-    bk = torch.stack([b, k])
-    E_ab, E_ak = decayed_scores(a, bk, w, before=True)
-    E_qb, E_qk = decayed_scores(q, bk, w)
-    right = torch.cat([E_ak @ v, a * prefix_sums(w, before=True).exp()], -1)
-    solved = torch.linalg.solve_triangular(-E_ab, right, upper=False, unitriangular=True)
-    Y, W = solved.split([v.shape[-1], k.shape[-1]], -1)  # (3)
-    left = suffix_sums(w).exp()
-    erase, write = (b * left).mT, (k * left).mT
+    [[E_ab, E_ak], [E_qb, E_qk]], [a_since, q_since], [b_left, k_left], total = decayed_scores(
+        [a, q], [b, k], w, before=[True, False]
+    )
+    right = torch.cat([E_ak @ v, a_since], -1)
+    Y, W = solve_unit_lower(-E_ab, right).split([v.shape[-1], k.shape[-1]], -1)  # (3)
     o = E_qk @ v + E_qb @ Y  # (4)
-    R = q * prefix_sums(w).exp() + E_qb @ W
-    M = torch.diag_embed(w.sum(-2).exp()) + erase @ W  # (5)
-    return o, R, M, write @ v + erase @ Y
+    M = torch.diag_embed(total[..., 0, :].exp()) + b_left.mT @ W  # (5)
+    return o, q_since + E_qb @ W, M, k_left.mT @ v + b_left.mT @ Y

@@ -15,7 +15,7 @@ fixed gate, or None for none. S [B, H, K, V]. q is not scaled.
 from jaxtyping import Float
 from torch import Tensor
 
-from linviz.recurrences.exponents import decayed_scores, prefix_sums, suffix_sums
+from linviz.recurrences.exponents import decayed_scores
 from linviz.recurrences.matrix_state import all_at_once, by_chunks, loop, start, states
 
 Query = Float[Tensor, "b t h k"]
@@ -63,8 +63,5 @@ def gates(g: Gate, k: Query) -> Float[Tensor, "b t h 1"]:
 
 def within(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(o_0, R, M, N) of a stretch: q, k [..., T, K], v [..., T, V], g [..., T, 1]."""
-    o = decayed_scores(q, k, g) @ v  # (3), first term
-    R = q * prefix_sums(g).exp()  # (3), second term
-    M = g.sum(-2, keepdim=True).exp()  # (4), first term
-    N = (k * suffix_sums(g).exp()).mT @ v  # (4), second term
-    return o, R, M, N
+    [[A]], [R], [k_left], total = decayed_scores([q], [k], g)
+    return A @ v, R, total.exp(), k_left.mT @ v  # (3), (3), (4), (4)

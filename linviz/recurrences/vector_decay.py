@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from linviz.recurrences.exponents import decayed_scores, prefix_sums, suffix_sums
+from linviz.recurrences.exponents import decayed_scores
 from linviz.recurrences.matrix_state import all_at_once, by_chunks, loop, start, states
 
 Query = Float[Tensor, "b t h k"]
@@ -85,11 +85,7 @@ def within(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, u: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(o_0, R, M, N) of a stretch: q, k, g [..., T, K], v [..., T, V], u [H, K] or [H, 1, K]."""
-    before = u is not None
-    A = decayed_scores(q, k, g, before)  # (3)
+    [[A]], [R], [k_left], total = decayed_scores([q], [k], g, before=[u is not None])
     if u is not None:
         A = A + torch.diag_embed((q * u[..., None, :] * k).sum(-1))  # (5)
-    R = q * prefix_sums(g, before).exp()
-    M = g.sum(-2).exp()[..., None]  # (4), first term
-    N = (k * suffix_sums(g).exp()).mT @ v  # (4), second term
-    return A @ v, R, M, N
+    return A @ v, R, total.exp().mT, k_left.mT @ v  # (3), (3), (4), (4)

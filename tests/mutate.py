@@ -1,0 +1,169 @@
+"""Plant faults in a copy of the library, one at a time: each must fail a test.
+
+Run it with `make mutate` or `python tests/mutate.py [NAME ...]`.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parents[1]
+TESTS = ["tests/test_definitions.py", "tests/test_contract.py"]
+
+
+class Fault(NamedTuple):
+    """What is planted: in `file`, `old` becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+FAULTS = [
+    Fault(
+        "decay off by one",
+        "recurrences/exponents.py",
+        "later = i[:, None] > i",
+        "later = i[:, None] >= i",
+    ),
+    Fault(
+        "mask lets a reader see its own token",
+        "recurrences/exponents.py",
+        "[torch.zeros_like(x) for x in row] if early else row",
+        "row",
+    ),
+    Fault(
+        "writer fades through the wrong half",
+        "recurrences/exponents.py",
+        "x[..., 0, :, :] * through_right",
+        "x[..., 0, :, :] * through_left",
+    ),
+    Fault(
+        "beta dropped from the triangular system",
+        "recurrences/delta_rule.py",
+        "beta * E_kk.tril(-1)",
+        "E_kk.tril(-1)",
+    ),
+    Fault(
+        "erase before decay",
+        "recurrences/delta_rule.py",
+        "    S = g.exp()[..., None] * S\n    e = v - (k[..., None, :] @ S).squeeze(-2)  # (3)\n",
+        "    e = v - (k[..., None, :] @ S).squeeze(-2)  # (3)\n    S = g.exp()[..., None] * S\n",
+    ),
+    Fault(
+        "state not passed to the next chunk",
+        "recurrences/matrix_state.py",
+        "        S = carry(M_n, S, N_n)",
+        "        S = carry(M_n, 0 * S, N_n)",
+    ),
+    Fault(
+        "chunk starts from the state at its end",
+        "recurrences/diagonal_scan.py",
+        "        entering.append(h)\n        h = torch.addcmul(left_n, total_n, h)",
+        "        h = torch.addcmul(left_n, total_n, h)\n        entering.append(h)",
+    ),
+    Fault(
+        "steps of the scan joined in the wrong order",
+        "recurrences/diagonal_scan.py",
+        "torch.addcmul(b_then, a_then, b)",
+        "torch.addcmul(b, a, b_then)",
+    ),
+    Fault(
+        "lookup after the decay",
+        "recurrences/rank_one.py",
+        "y = a[..., None, :] @ S  #",
+        "y = a[..., None, :] @ (w.exp()[..., None] * S)  #",
+    ),
+    Fault(
+        "bonus forgotten in the output",
+        "mechanisms/rwkv4.py",
+        "torch.ones_like(v), u + k)",
+        "torch.ones_like(v), k)",
+    ),
+    Fault("skip dropped", "mechanisms/mamba.py", "return y + D * x, h", "return y, h"),
+    Fault(
+        "echo of the state one step early",
+        "mechanisms/s4.py",
+        'read("tdn,bdn->btd", power[1:] * C, S)',
+        'read("tdn,bdn->btd", power[:-1] * C, S)',
+    ),
+    Fault(
+        "input gate and forget gate exchanged",
+        "mechanisms/lstm.py",
+        "f.sigmoid() * c + i.sigmoid() * new.tanh()",
+        "i.sigmoid() * c + f.sigmoid() * new.tanh()",
+    ),
+    Fault("wrong rates of the heads", "mechanisms/retnet.py", "2.0 ** (-5 -", "2.0 ** (-4 -"),
+    Fault(
+        "normaliser starts anew",
+        "mechanisms/linear_attention.py",
+        "torch.cat([S[0], S[1][..., None]], -1)",
+        "torch.cat([S[0], 0 * S[1][..., None]], -1)",
+    ),
+    Fault(
+        "half precision inside",
+        "mechanism.py",
+        "wide, wide_parts, kind = inputs, parts, torch.float32",
+        "wide, wide_parts, kind = inputs, parts, torch.float16",
+    ),
+    Fault(
+        "fold forgets the state", "mechanism.py", "S=S, **bound.kwargs)", "S=None, **bound.kwargs)"
+    ),
+    Fault("log gates above zero let in", "inputs.py", "(x < low) | (x > high)", "(x < low)"),
+]
+
+
+def plant(fault: Fault, file: Path) -> None:
+    """Put the fault into the file."""
+    text = file.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.name}: {fault.old!r} is not once in {fault.file}")
+    file.write_text(text.replace(fault.old, fault.new))
+
+
+def caught_by(fault: Fault | None) -> str:
+    """The first test that fails with the fault planted (None: with none); "" if all pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("linviz", "kernels", "tests"):
+            shutil.copytree(ROOT / name, Path(folder, name))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if fault:
+            plant(fault, Path(folder, "linviz", fault.file))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+        where = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.M)
+    if run.returncode not in (0, 1) or bool(failed) != bool(run.returncode):
+        raise SystemExit(f"{fault}: pytest did not run\n{run.stdout}{run.stderr}")
+    return failed[1] if failed else ""
+
+
+def main() -> int:
+    """Plant every fault, or those whose name contains one of the words given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help="plant only the faults whose names contain one")
+    words = parser.parse_args().words
+    faults = [f for f in FAULTS if not words or any(word in f.name for word in words)]
+    with ThreadPoolExecutor(2) as pool:
+        planted = [None, *faults]
+        sound, *found = tqdm(pool.map(caught_by, planted), total=len(planted), desc="faults")
+    if sound:
+        raise SystemExit(f"{sound} fails without any fault: nothing can be said")
+    for fault, test in zip(faults, found, strict=True):
+        print(f"{'caught' if test else 'MISSED'}  {fault.name}: {test}")
+    print(f"{sum(map(bool, found))} passed, {len(found) - sum(map(bool, found))} failed")
+    return 0 if all(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
