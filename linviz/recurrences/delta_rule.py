@@ -45,7 +45,7 @@ def step(
     """One token: q, k [B, H, K], v [B, H, V], beta [B, H, 1], g [B, H, K] or [B, H, 1]."""
     S = g.exp()[..., None] * S
     e = v - (k[..., None, :] @ S).squeeze(-2)  # (3)
-    S = S + k[..., :, None] * (beta * e)[..., None, :]
+    S = torch.addcmul(S, k[..., :, None], (beta * e)[..., None, :])
     return (q[..., None, :] @ S).squeeze(-2), S  # (2)
 
 

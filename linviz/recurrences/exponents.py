@@ -137,11 +137,11 @@ def solve_unit_lower(N: Float[Tensor, "... t t"], right: Float[Tensor, "... t c"
 def unit_lower_inverse(N: Float[Tensor, "... t t"]) -> Float[Tensor, "... t t"]:
     """The inverse of I + N, N strictly lower triangular."""
     t = N.shape[-1]
-    if t == 1:
-        return torch.ones_like(N)
-    h = t // 2
+    if t <= 2:
+        return torch.eye(t, dtype=N.dtype, device=N.device) - N
     if t % 2:
         return unit_lower_inverse(F.pad(N, (0, 1, 0, 1)))[..., :t, :t]
+    h = t // 2
     top, bottom = N.unflatten(-2, (2, h)).unbind(-3)
     halves = unit_lower_inverse(torch.stack([top[..., :h], bottom[..., h:]], -3))
     first, second = halves.unbind(-3)

@@ -82,4 +82,5 @@ def into_chunks(x: Tensor, chunk: int) -> Tensor:
     A token of zeros has the gate exp(0) = 1, writes nothing and erases nothing.
     """
     missing = -x.shape[2] % chunk
-    return F.pad(x, (0, 0, 0, missing)).contiguous().unflatten(2, (-1, chunk))
+    x = F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
+    return x.unflatten(2, (-1, chunk))

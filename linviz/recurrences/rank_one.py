@@ -37,7 +37,8 @@ def step(
 ) -> tuple[Tensor, State]:
     """One token: q, w, k, a, b [B, H, K], v [B, H, V]."""
     y = a[..., None, :] @ S  # [B, H, 1, V]
-    S = w.exp()[..., None] * S + b[..., :, None] * y + k[..., :, None] * v[..., None, :]  # (1)
+    S = torch.addcmul(w.exp()[..., None] * S, b[..., :, None], y)
+    S = torch.addcmul(S, k[..., :, None], v[..., None, :])  # (1)
     return (q[..., None, :] @ S).squeeze(-2), S  # (2)
 
 

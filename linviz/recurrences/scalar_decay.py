@@ -12,6 +12,7 @@ sum of g over [1, i]. q [B, T, H, K], k [B, T, H, K], v [B, T, H, V]; g is [B, T
 fixed gate, or None for none. S [B, H, K, V]. q is not scaled.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,7 +27,7 @@ State = Float[Tensor, "b h k v"]
 
 def step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, S: State) -> tuple[Tensor, State]:
     """One token: q, k [B, H, K], v [B, H, V], g [B, H, 1]."""
-    S = g.exp()[..., None] * S + k[..., :, None] * v[..., None, :]  # (1)
+    S = torch.addcmul(g.exp()[..., None] * S, k[..., :, None], v[..., None, :])  # (1)
     return (q[..., None, :] @ S).squeeze(-2), S  # (2)
 
 

@@ -35,11 +35,11 @@ def step(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, S: State, u: Bonus = None
 ) -> tuple[Tensor, State]:
     """One token: q, k, g [B, H, K], v [B, H, V]."""
-    written = k[..., :, None] * v[..., None, :]
+    row, column = v[..., None, :], k[..., :, None]
+    old, S = S, torch.addcmul(g.exp()[..., None] * S, column, row)  # (1)
     if u is not None:
-        o = (q[..., None, :] @ (S + u[..., None] * written)).squeeze(-2)  # (5)
-        return o, g.exp()[..., None] * S + written  # (1)
-    S = g.exp()[..., None] * S + written  # (1)
+        S_seen = torch.addcmul(old, u[..., None] * column, row)
+        return (q[..., None, :] @ S_seen).squeeze(-2), S  # (5)
     return (q[..., None, :] @ S).squeeze(-2), S  # (2)
 
 
