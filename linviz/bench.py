@@ -77,7 +77,9 @@ def measure(m: Mechanism, T: int, backward: bool, peers: bool) -> dict[str, floa
     inputs = m.example(T, **sizes)
     if backward:
         inputs = tuple(x.requires_grad_() for x in inputs)
-    runs: dict[str, Callable] = {"recurrent": m.recurrent, "chunked": m.chunked}
+    runs: dict[str, Callable] = {"chunked": m.chunked}
+    if not m.cache:  # a loop that copies a growing cache at every step measures the copies
+        runs["recurrent"] = m.recurrent
     if T <= LONGEST_PARALLEL:
         runs["parallel"] = m.parallel
     if peers:
