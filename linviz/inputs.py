@@ -3,7 +3,8 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,16 +35,21 @@ class Input:
     complex: bool = False
     draw: Draw | None = None
 
-    @property
+    @cached_property
     def letters(self) -> tuple[tuple[int, str], ...]:
         """For each axis its factor and letter: "b 4d" is ((1, "B"), (4, "D"))."""
         tokens = (re.fullmatch(r"(\d*)(\w)", axis) for axis in self.axes.split())
         return tuple((int(token[1] or 1), token[2].upper()) for token in tokens)
 
-    @property
+    @cached_property
     def timed(self) -> bool:
         """Whether there is one value per token."""
         return "t" in self.axes.split()
+
+    @cached_property
+    def without_time(self) -> "Input":
+        """The same for one token."""
+        return replace(self, axes=" ".join(x for x in self.axes.split() if x != "t"))
 
     @property
     def shape_text(self) -> str:
@@ -87,6 +93,8 @@ class Input:
 
     def check_values(self, x: Tensor, where: str) -> None:
         """Refuse numbers outside [low, high]; NaN passes, to be seen where it arises."""
+        if self.low is None and self.high is None:
+            return
         x = x.real if x.is_complex() else x
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high

@@ -113,13 +113,13 @@ class Form:
         m, where = self.mechanism, f"lv.{self.mechanism.name}.{self.name}"
         inputs, S, options = self.bind(args, kwargs)
         validate = options.pop("validate")
-        if self.name == "step":
-            inputs = [one_token(x, spec) for x, spec in zip(inputs, m.inputs, strict=True)]
         if "chunk" in options:
             whole_number("chunk", options["chunk"], where)
-        sizes = m.sizes(inputs, S, options, where)
+        sizes = m.sizes(inputs, S, options, where, one_token=self.name == "step")
+        if self.name == "step":
+            inputs = [x[:, None] if spec.timed else x for x, spec in zip_specs(m, inputs)]
         if validate or (validate is None and inputs[0].device.type == "cpu"):
-            for spec, x in zip(m.inputs, inputs, strict=True):
+            for x, spec in zip_specs(m, inputs):
                 spec.check_values(x, where)
         return self.compute(inputs, S, sizes, m.settled(options, sizes, inputs))
 
@@ -169,11 +169,6 @@ def widen(x: Tensor, kind: torch.dtype) -> Tensor:
     return x.to(kind.to_complex() if x.is_complex() else kind)
 
 
-def one_token(x: Any, spec: Input) -> Any:
-    """A token [B, ...] as a sequence [B, 1, ...]."""
-    return x.unsqueeze(1) if spec.timed and isinstance(x, Tensor) and x.ndim else x
-
-
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Keep torch.autocast out: the state is float32 or better."""
     device = x.device.type
@@ -212,9 +207,10 @@ def fold(form: Callable, chunk: Any) -> Callable:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = bound.arguments
-        if mechanism:  # the whole input is checked before the first piece is computed
-            mechanism.sizes([arguments[name] for name in names], arguments["S"], {}, "lv.fold")
         S, o = arguments["S"], []
+        if mechanism:  # the whole input is checked before the first piece is computed
+            inputs = [arguments[name] for name in names]
+            mechanism.sizes(inputs, S, mechanism.options | bound.kwargs, "lv.fold")
         for t in range(0, max(arguments[timed[0]].shape[1], 1), chunk):
             piece = {name: arguments[name][:, t : t + chunk] for name in timed}
             o_t, S = form(*(piece.get(n, arguments[n]) for n in names), S=S, **bound.kwargs)
@@ -452,11 +448,22 @@ class Mechanism:
         """The place of `value` among the inputs."""
         return [x.name for x in self.inputs].index(self.value)
 
-    def sizes(self, inputs: Sequence[Any], S: Any, options: Mapping[str, Any], where: str) -> Sizes:
-        """All sizes by letter, after checking shapes, types and devices of inputs and state."""
-        sizes: Sizes = {}
+    def sizes(
+        self,
+        inputs: Sequence[Any],
+        S: Any,
+        options: Mapping[str, Any],
+        where: str,
+        one_token: bool = False,
+    ) -> Sizes:
+        """All sizes by letter, after checking shapes, types and devices of inputs and state.
+
+        With `one_token` the inputs come without their time axis.
+        """
+        sizes: Sizes = {"T": 1} if one_token else {}
         owners: dict[str, str] = {}
-        for spec, x in zip(self.inputs, inputs, strict=True):
+        for x, spec in zip_specs(self, inputs):
+            spec = spec.without_time if one_token else spec
             spec.measure(x, sizes, owners, where)
         if self.check and (wrong := self.check(sizes)):
             raise ValueError(f"{where}: {wrong}")
@@ -505,7 +512,7 @@ class Mechanism:
 
     def named_trace(self, result: dict[str, Any], inputs: Sequence[Tensor]) -> Trace:
         """What a trace function returned, under the mechanism's own names."""
-        given = {x.name: tensor for x, tensor in zip(self.inputs, inputs, strict=True)}
+        given = {spec.name: x for x, spec in zip_specs(self, inputs)}
         S, o = result.pop("S"), result.pop("o")
         parts = (S,) if isinstance(S, Tensor) else S
         states = {x.name: part for x, part in zip(self.state, parts, strict=True)}
@@ -644,7 +651,7 @@ class Mechanism:
         return A
 
 
-def zip_specs(m: Mechanism, inputs: Sequence[Tensor]) -> zip:
+def zip_specs(m: Mechanism, inputs: Sequence[Any]) -> zip:
     """Each input with its spec."""
     return zip(inputs, m.inputs, strict=True)
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from linviz.inputs import Input
-from linviz.mechanism import Mechanism
+from linviz.mechanism import Edge, Mechanism
+from linviz.mechanisms import lstm, rnn
 from linviz.mechanisms.rnn import NO_PARALLEL, mixing
 
 
@@ -56,6 +57,22 @@ def trace(x: Tensor, W: Tensor, S: Tensor) -> dict[str, Tensor]:
     return {"z": torch.stack(z, 1), "o": h, "S": h}
 
 
+def like_rnn(T: int, seed: int) -> tuple[Tensor, Tensor]:
+    """With r = 1 and z = 0: everything is replaced."""
+    x, W = rnn.MECHANISM.example(T, seed, dtype=torch.float64)
+    far, none = torch.full_like(x, 1e3), torch.zeros_like(W)
+    ours = MECHANISM.recurrent(torch.cat([far, -far, x], -1), torch.cat([none, none, W], -1))
+    return ours[0], rnn.MECHANISM.recurrent(x, W)[0]
+
+
+def like_lstm(T: int, seed: int) -> tuple[Tensor, Tensor]:
+    """With W = 0: the cell of an LSTM without W that writes as much as it forgets, i = 1 - f."""
+    x, W = MECHANISM.example(T, seed, dtype=torch.float64)
+    _, z, n = x.chunk(3, -1)
+    cell = lstm.MECHANISM.trace(torch.cat([-z, z, z, n], -1), W.new_zeros(len(W), 4 * len(W)))
+    return MECHANISM.recurrent(x, torch.zeros_like(W))[0], cell["c"]
+
+
 MECHANISM = Mechanism(
     name="gru",
     title="Gated recurrent unit",
@@ -70,6 +87,10 @@ MECHANISM = Mechanism(
     functions={"recurrent": recurrent, "trace": trace},
     flops=lambda n: 6 * n["D"] ** 2 + 12 * n["D"],
     doc=__doc__,
+    edges=(
+        Edge("rnn", "r = 1, z = 0", like_rnn),
+        Edge("lstm", "W = 0, and an LSTM whose W = 0 and i = 1 - f: its cell", like_lstm),
+    ),
     alone=NO_PARALLEL,
     linear=False,
 )

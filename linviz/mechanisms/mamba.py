@@ -34,7 +34,7 @@ from torch import Tensor
 
 from linviz.inputs import Input, ones, rates, time_step
 from linviz.mechanism import Edge, Mechanism, through
-from linviz.mechanisms import s4
+from linviz.mechanisms import lstm, s4
 from linviz.recurrences import diagonal_scan
 
 
@@ -55,6 +55,16 @@ def like_s4(T: int, seed: int) -> tuple[Tensor, Tensor]:
     tokens = (b[0] / dt[0]).expand(*u.shape[:2], 8), C[0].expand(*u.shape[:2], 8)
     ours = MECHANISM.recurrent(u, dt.expand(u.shape), A, *tokens, D)
     return ours[0], s4.MECHANISM.recurrent(u, dt, A, B, C, D)[0]
+
+
+def like_lstm(T: int, seed: int) -> tuple[Tensor, Tensor]:
+    """One state a channel, f = e^{-dt}: the cell of an LSTM whose W is 0."""
+    x, W = lstm.MECHANISM.example(T, seed, dtype=torch.float64)
+    i, f, _, new = x.chunk(4, -1)
+    dt, one = torch.nn.functional.softplus(-f), torch.ones_like(x[..., :1])
+    written = i.sigmoid() * new.tanh() / dt
+    ours = MECHANISM.recurrent(written, dt, -one[0, 0].expand(len(W), 1), one, one, 0 * W[:, 0])
+    return ours[0], lstm.MECHANISM.trace(x, torch.zeros_like(W))["c"]
 
 
 MECHANISM = Mechanism(
@@ -79,5 +89,8 @@ MECHANISM = Mechanism(
     flops=lambda n: n["D"] * (7 * n["N"] + 3),
     doc=__doc__,
     recurrence="diagonal_scan",
-    edges=(Edge("s4", "dt, B and C the same at all times, real A", like_s4),),
+    edges=(
+        Edge("s4", "dt, B and C the same at all times, real A", like_s4),
+        Edge("lstm", "one state a channel, and an LSTM whose W = 0: its cell", like_lstm),
+    ),
 )
