@@ -93,9 +93,9 @@ FAULTS = [
     Fault("skip dropped", "mechanisms/mamba.py", "return y + D * x, h", "return y, h"),
     Fault(
         "echo of the state one step early",
-        "mechanisms/s4.py",
-        'read("tdn,bdn->btd", power[1:] * C, S)',
-        'read("tdn,bdn->btd", power[:-1] * C, S)',
+        "recurrences/convolution.py",
+        'read("tdn,bdn->btd", power[1:] * C, h)',
+        'read("tdn,bdn->btd", power[:-1] * C, h)',
     ),
     Fault(
         "input gate and forget gate exchanged",

@@ -25,18 +25,18 @@ Glossary (ours | the paper's | shape | meaning):
 We differ from the paper in: one head channel (the code's default); no skip on the shift; the filter
 and the diagonal system have the same length N.
 
-(2) is S4's recurrence, in all its forms; (1) is a convolution with N taps.
+The recurrence of (2) is S4's, convolution; (1) is a short convolution over the last N keys.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from linviz.inputs import Input, time_step
-from linviz.mechanism import Edge, Mechanism
+from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import s4
+from linviz.recurrences import convolution
 
 State = tuple[Tensor, Tensor]
 
@@ -54,49 +54,28 @@ def run(
     S: State,
     *,
     discretization: str,
-    **chunk: int,
 ) -> tuple[Tensor, State]:
-    """(1) over all windows of N keys, then a form of S4 for (2), then (3)."""
-    k_bar, keys = shift(k, c, S[0])
-    options = {"discretization": discretization, **chunk}
-    s, h = form(k_bar * v, dt, A, torch.ones_like(A), C, D, S[1], **options)  # (2)
-    return q * s, (keys, h)  # (3)
+    """(1), then S4 with B = 1 on the pairs, (2), then (3)."""
+    keys = last_keys(k, S[0])
+    k_bar = torch.einsum("btdn,dn->btd", keys, c)  # (1)
+    system = dt, A, torch.ones_like(A), C, D
+    s, h = s4.run(form, k_bar * v, *system, S[1], discretization=discretization)  # (2)
+    return q * s, (keys[:, -1], h)  # (3)
 
 
-def shift(k: Tensor, c: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(1) for all times, and the last N keys."""
-    N = c.shape[-1]
+def last_keys(k: Tensor, keys: Tensor) -> Tensor:
+    """The last N keys at each time, newest first: [B, T, D, N]."""
     past = torch.cat([keys.flip(-1).transpose(1, 2), k], 1)  # [B, N + T, D], oldest first
-    windows = past[:, 1:].unfold(1, N, 1)  # [B, T, D, N], oldest first
-    return torch.einsum("btdn,dn->btd", windows, c.flip(-1)), past[:, -N:].transpose(1, 2).flip(-1)
+    return past[:, 1:].unfold(1, keys.shape[-1], 1).flip(-1)
 
 
-def recurrent(*inputs: Tensor, S: State, discretization: str) -> tuple[Tensor, State]:
-    """The loop over time: keys shift, (1), then S4's loop for (2), and (3)."""
-    q, k, v, c, dt, A, C, D = inputs
-    keys, k_bar = S[0], []
-    for k_t in k.unbind(1):
-        keys = torch.cat([k_t[..., None], keys[..., :-1]], -1)
-        k_bar.append((keys * c).sum(-1))  # (1)
-    pairs, options = torch.stack(k_bar, 1) * v, {"discretization": discretization}
-    s, h = s4.recurrent(pairs, dt, A, torch.ones_like(A), C, D, S[1], **options)  # (2)
-    return q * s, (keys, h)  # (3)
+FORMS = through(convolution, run)
 
 
 def trace(*inputs: Tensor, S: State, discretization: str) -> dict[str, Tensor | State]:
-    """The shifted keys k_bar, the pairs, and both states after each token."""
-    _, k, v, c, *_ = inputs
-    k_bar, _ = shift(k, c, S[0])
-    past = torch.cat([S[0].flip(-1).transpose(1, 2), k], 1)
-    keys = past[:, 1:].unfold(1, c.shape[-1], 1).flip(-1)
-    named = {}
-
-    def form(*args: Tensor, **options: str) -> State:
-        named.update(s4.trace(*args, **options))
-        return named.pop("o"), named.pop("S")
-
-    y, (_, h) = run(form, *inputs, S, discretization=discretization)
-    return {**named, "k_bar": k_bar, "pair": k_bar * v, "o": y, "S": (keys, h)}
+    """S4's trace on the pairs u, and the last keys at each time."""
+    named = FORMS["trace"](*inputs, S=S, discretization=discretization)
+    return named | {"S": (last_keys(inputs[1], S[0]), named["S"][1])}
 
 
 def like_s4(T: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -128,14 +107,10 @@ MECHANISM = Mechanism(
     output=Input("y", "b t d"),
     state=(Input("keys", "b d n"), Input("h", "b d n", complex=True)),
     value="v",
-    functions={
-        "recurrent": recurrent,
-        "parallel": partial(run, s4.parallel),
-        "chunked": partial(run, s4.chunked),
-        "trace": trace,
-    },
+    functions=FORMS | {"trace": trace},
     flops=lambda n: n["D"] * (24 * n["N"] + 5),
     doc=__doc__,
+    recurrence="convolution",
     options={"discretization": "zoh"},
     edges=(Edge("s4", "the filter keeps the newest key, q = v = 1", like_s4),),
 )

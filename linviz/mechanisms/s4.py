@@ -37,21 +37,23 @@ dense HiPPO-LegS matrix (6) of S4 is an initialiser (`hippo_legs`), with its nor
 form (7) (`nplr`) and convolution kernel (8) (`dplr_kernel`). With real A there are no conjugate
 pairs and the 2 Re of (2) and (5) falls away.
 
-Nothing depends on the data, so all times share the powers of one number per mode: the parallel form
-is the convolution (5) by FFT, plus what is left of the state that came in.
+The recurrence is convolution: nothing depends on the data, so all times share the powers of one
+number a mode, and the parallel form is (5) by FFT, plus the echo of the state that came in.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from linviz.inputs import Input, normal, time_step
-from linviz.mechanism import Mechanism
+from linviz.mechanism import Mechanism, through
+from linviz.recurrences import convolution
 
 
-def recurrent(
+def run(
+    form: Callable,
     u: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -62,88 +64,10 @@ def recurrent(
     *,
     discretization: str,
 ) -> tuple[Tensor, Tensor]:
-    """The loop over time, (1) and (2)."""
+    """Make the coefficients discrete, (3) or (4); map to convolution, (1) and (5); skip, (2)."""
     a, b = discretize(dt, A, B, discretization)
-    h, y = S, []
-    for u_t in u.unbind(1):
-        h = a * h + b * u_t[..., None]  # (1)
-        y.append(read("bdn,dn->bd", h, C) + D * u_t)  # (2)
-    return torch.stack(y, 1), h
-
-
-def parallel(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    S: Tensor,
-    *,
-    discretization: str,
-) -> tuple[Tensor, Tensor]:
-    """One convolution, (5), and the echo of the state that came in."""
-    a, b = discretize(dt, A, B, discretization)
-    T = u.shape[1]
-    power = powers(a, T + 1)
-    kappa = read("tdn,dn->td", power[:-1] * b, C)
-    y = convolve(u, kappa) + D * u  # (5)
-    y = y + read("tdn,bdn->btd", power[1:] * C, S)
-    left = torch.einsum("tdn,btd->bdn", power[:-1].flip(0) * b, u.to(b.dtype))
-    return y, power[-1] * S + left
-
-
-def chunked(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    S: Tensor,
-    *,
-    discretization: str,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """(5) inside every chunk, the states handed on; a ragged end follows by itself."""
-    T = u.shape[1]
-    whole = T - T % min(chunk, T)
-    chunks = u[:, :whole].unflatten(1, (-1, min(chunk, T))).flatten(0, 1)
-    zero = S.new_zeros(chunks.shape[0], *S.shape[1:])
-    y, left = parallel(chunks, dt, A, B, C, D, zero, discretization=discretization)
-    power = powers(discretize(dt, A, B, discretization)[0], chunks.shape[1] + 1)
-    h, entering = S, []
-    for left_n in left.unflatten(0, (u.shape[0], -1)).unbind(1):
-        entering.append(h)
-        h = torch.addcmul(left_n, power[-1].expand_as(h), h)
-    echo = read("tdn,bmdn->bmtd", power[1:] * C, torch.stack(entering, 1))
-    y = (y.unflatten(0, (u.shape[0], -1)) + echo).flatten(1, 2)
-    if whole < T:
-        rest, h = parallel(u[:, whole:], dt, A, B, C, D, h, discretization=discretization)
-        y = torch.cat([y, rest], 1)
-    return y, h
-
-
-def trace(
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor,
-    S: Tensor,
-    *,
-    discretization: str,
-) -> dict[str, Tensor]:
-    """The discrete coefficients a and b, the kernel kappa [D, T], the state after each token."""
-    a, b = discretize(dt, A, B, discretization)
-    kappa = read("tdn,dn->dt", powers(a, u.shape[1]) * b, C)
-    path, y = [], []
-    for u_t in u.split(1, 1):
-        y_t, S = recurrent(u_t, dt, A, B, C, D, S, discretization=discretization)
-        y.append(y_t)
-        path.append(S)
-    return {"a": a, "b": b, "kappa": kappa, "o": torch.cat(y, 1), "S": torch.stack(path, 1)}
+    y, h = form(u, a, b, C, S)
+    return y + D * u, h
 
 
 def discretize(dt: Tensor, A: Tensor, B: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
@@ -167,28 +91,6 @@ def growth(z: Tensor) -> Tensor:
     for n in range(11, 1, -1):
         series = 1 + near / n * series
     return torch.where(small, series, torch.expm1(far) / far)
-
-
-def powers(a: Tensor, n: int) -> Tensor:
-    """a^0, a^1, ..., a^(n-1) along a new first axis, by doubling: log2(n) products."""
-    power, a = torch.ones_like(a)[None], a[None]
-    while power.shape[0] < n:
-        power = torch.cat([power, power * a])
-        a = a * a
-    return power[:n]
-
-
-def convolve(u: Tensor, kappa: Tensor) -> Tensor:
-    """The causal convolution over time of u [B, T, D] with kappa [T, D], by FFT."""
-    n = 2 * u.shape[1]
-    product = torch.fft.rfft(u, n, 1) * torch.fft.rfft(kappa, n, 0)
-    return torch.fft.irfft(product, n, 1)[:, : u.shape[1]]
-
-
-def read(equation: str, h: Tensor, C: Tensor) -> Tensor:
-    """The sum over modes in (2) and (5): twice the real part where modes stand for pairs."""
-    y = torch.einsum(equation, h, C.to(h.dtype) if h.is_complex() else C)
-    return 2 * y.real if y.is_complex() else y
 
 
 # ------------------------------------------------------------------------------- initialisers
@@ -299,8 +201,9 @@ MECHANISM = Mechanism(
     output=Input("y", "b t d"),
     state=(Input("h", "b d n", complex=True),),
     value="u",
-    functions={"recurrent": recurrent, "parallel": parallel, "chunked": chunked, "trace": trace},
+    functions=through(convolution, run),
     flops=lambda n: n["D"] * (22 * n["N"] + 3),
     doc=__doc__,
+    recurrence="convolution",
     options={"discretization": "zoh"},
 )
