@@ -33,8 +33,8 @@ FAULTS = [
     Fault(
         "decay off by one",
         "recurrences/exponents.py",
-        "later = i[:, None] > i",
-        "later = i[:, None] >= i",
+        ".tril(-1).cumsum(-2)",
+        ".tril().cumsum(-2)",
     ),
     Fault(
         "mask lets a reader see its own token",

@@ -9,7 +9,7 @@ of -1e4 leaves no digits for its neighbours, and a gate of -inf leaves NaN. Here
 belong to the interval are added up, or pieces of the interval multiplied: every exponent is <= 0,
 nothing overflows, nothing cancels, and a gate of exactly zero is an ordinary number.
 
-Shapes: t is time, c is the key channel, "..." any leading axes. Masks are applied before exp.
+Shapes: t is time, c is the key channel, "..." any leading axes.
 """
 
 from collections.abc import Sequence
@@ -37,17 +37,15 @@ class Decayed(NamedTuple):
     total: Tensor
 
 
-def segment_sums(g: Float[Tensor, "... t"]) -> Float[Tensor, "... t t"]:
-    """(E1) for one gate per time: entry [i, j] is the sum of g over (j, i], and -inf where j > i.
+def segment_gates(g: Float[Tensor, "... t"]) -> Float[Tensor, "... t t"]:
+    """(E1) for one gate per time: [i, j] is the product of the gates in (j, i], zero where j > i.
 
-    A running sum down each column, started anew at the column's own j ("segsum", arXiv:2405.21060,
-    listing 1).
+    The exponent is a running sum down each column that starts anew below the diagonal ("segsum",
+    arXiv:2405.21060, listing 1). Above it stand sums of nothing, so exp is safe before the mask.
     """
     t = g.shape[-1]
-    i = torch.arange(t, device=g.device)
-    later = i[:, None] > i  # row m is later than column j
-    gates = g[..., :, None].masked_fill(~later, 0.0)
-    return gates.cumsum(-2).masked_fill(later.mT, -torch.inf)
+    sums = g[..., None].expand(*g.shape, t).tril(-1).cumsum(-2)
+    return sums.exp().tril()
 
 
 def decayed_scores(
@@ -75,7 +73,7 @@ def decayed_scores(
     """
     t = g.shape[-2]
     if g.shape[-1] == 1 and not any(before):
-        between = segment_sums(g[..., 0]).exp()
+        between = segment_gates(g[..., 0])
         walked = between[..., :1] * g[..., :1, :].exp()  # from the start: the first gate too
         ahead = between[..., -1:, :].mT
         scores = [[(q @ k.mT) * between for k in writers] for q in readers]

@@ -18,7 +18,6 @@ K], or a gate [..., K, 1] or [..., 1, 1] where the map is diagonal.
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Within = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -62,25 +61,20 @@ def by_chunks(
     """Chunked: all stretches in one batched call from an empty state, then the states handed on."""
     T = sequence[0].shape[1]
     chunk = min(chunk, T)
-    o, R, M, N = within(*(into_chunks(x.transpose(1, 2), chunk) for x in sequence))
+    whole = T - T % chunk
+    cut = (x[:, :whole].transpose(1, 2).contiguous() for x in sequence)
+    o, R, M, N = within(*(x.unflatten(2, (-1, chunk)) for x in cut))  # [B, H, chunks, chunk, ...]
     entering = []
-    for M_n, N_n in zip(M.unbind(2), N.unbind(2), strict=True):
+    for M_n, N_n in zip(M.expand(*N.shape[:3], -1, -1).unbind(2), N.unbind(2), strict=True):
         entering.append(S)
         S = carry(M_n, S, N_n)
-    o = o + R @ torch.stack(entering, 2)
-    return o.flatten(2, 3)[:, :, :T].transpose(1, 2).contiguous(), S
+    o = (o + R @ torch.stack(entering, 2)).flatten(2, 3).transpose(1, 2)
+    if whole < T:  # the ragged end is a stretch of its own
+        rest, S = all_at_once(within, [x[:, whole:] for x in sequence], S)
+        return torch.cat([o, rest], 1), S
+    return o.contiguous(), S
 
 
 def carry(M: Tensor, S: Tensor, N: Tensor) -> Tensor:
     """(M2): what is left of the old state, and what was written since."""
     return torch.addcmul(N, M, S) if M.shape[-1] == 1 else M @ S + N
-
-
-def into_chunks(x: Tensor, chunk: int) -> Tensor:
-    """[B, H, T, c] to [B, H, T/chunk, chunk, c]; the last chunk is filled with zeros.
-
-    A token of zeros has the gate exp(0) = 1, writes nothing and erases nothing.
-    """
-    missing = -x.shape[2] % chunk
-    x = F.pad(x, (0, 0, 0, missing)) if missing else x.contiguous()
-    return x.unflatten(2, (-1, chunk))

@@ -12,6 +12,9 @@ sum of g over [1, i]. q [B, T, H, K], k [B, T, H, K], v [B, T, H, V]; g is [B, T
 fixed gate, or None for none. S [B, H, K, V]. q is not scaled.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -38,14 +41,14 @@ def recurrent(q: Query, k: Query, v: Value, g: Gate, S: State | None = None) -> 
 
 def parallel(q: Query, k: Query, v: Value, g: Gate, S: State | None = None) -> tuple[Value, State]:
     """All pairs of times at once, (3) and (4)."""
-    return all_at_once(within, (q, k, v, gates(g, k)), start(S, k, v))
+    return all_at_once(*stretch(q, k, v, g), start(S, k, v))
 
 
 def chunked(
     q: Query, k: Query, v: Value, g: Gate, S: State | None = None, *, chunk: int = 64
 ) -> tuple[Value, State]:
     """(3) and (4) inside every chunk, and (M2) from chunk to chunk."""
-    return by_chunks(within, (q, k, v, gates(g, k)), start(S, k, v), chunk)
+    return by_chunks(*stretch(q, k, v, g), start(S, k, v), chunk)
 
 
 def trace(q: Query, k: Query, v: Value, g: Gate, S: State | None = None) -> dict[str, Tensor]:
@@ -60,6 +63,21 @@ def gates(g: Gate, k: Query) -> Float[Tensor, "b t h 1"]:
     if g is None:
         g = k.new_zeros(k.shape[:3])
     return g.expand(k.shape[:3])[..., None]
+
+
+def stretch(q: Query, k: Query, v: Value, g: Gate) -> tuple[Callable, tuple[Tensor, ...]]:
+    """What works out a stretch, and what it takes; a fixed gate makes one mask L for all chunks."""
+    if g is not None and g.ndim == 3:
+        return within, (q, k, v, gates(g, k))
+    return partial(steady, g=k.new_zeros(k.shape[2]) if g is None else g), (q, k, v)
+
+
+def steady(
+    q: Tensor, k: Tensor, v: Tensor, g: Float[Tensor, " h"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`within` at a fixed gate: [H, T, 1], or [H, 1, T, 1] for all chunks."""
+    g = g.view(-1, *[1] * (q.ndim - 2))
+    return within(q, k, v, g.expand(*g.shape[:-2], q.shape[-2], 1))
 
 
 def within(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

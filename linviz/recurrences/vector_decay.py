@@ -68,7 +68,6 @@ def chunked(
     chunk: int = 64,
 ) -> tuple[Value, State]:
     """(3) and (4) inside every chunk, and (M2) from chunk to chunk."""
-    u = u if u is None else u[:, None]  # [H, 1, K]: an axis for the chunks
     return by_chunks(partial(within, u=u), (q, k, v, g), start(S, k, v), chunk)
 
 
@@ -84,8 +83,9 @@ def trace(
 def within(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, u: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(o_0, R, M, N) of a stretch: q, k, g [..., T, K], v [..., T, V], u [H, K] or [H, 1, K]."""
+    """(o_0, R, M, N) of a stretch: q, k, g [..., T, K], v [..., T, V], u [H, K]."""
     [[A]], [R], [k_left], total = decayed_scores([q], [k], g, before=[u is not None])
     if u is not None:
-        A = A + torch.diag_embed((q * u[..., None, :] * k).sum(-1))  # (5)
+        u = u.view(len(u), *[1] * (q.ndim - 3), -1)  # [H, 1, K], or [H, 1, 1, K] for all chunks
+        A = A + torch.diag_embed((q * u * k).sum(-1))  # (5)
     return A @ v, R, total.exp().mT, k_left.mT @ v  # (3), (3), (4), (4)
