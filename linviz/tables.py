@@ -1,5 +1,6 @@
 """lv.table: all mechanisms beside each other."""
 
+import re
 from html import escape
 from math import prod
 from typing import Any
@@ -18,6 +19,7 @@ HEADER = (
     "FLOPs a token",
     "bytes a token",
 )
+NUMBERS = {"year", "numbers in the state", "FLOPs a token", "bytes a token"}
 
 
 class Table:
@@ -51,15 +53,29 @@ class Table:
     def __repr__(self) -> str:
         rows = [list(HEADER), *self.cells()]
         widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
-        lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)) for row in rows]
+        lines = [
+            "  ".join(
+                x.rjust(w) if name in NUMBERS else x.ljust(w)
+                for name, x, w in zip(HEADER, row, widths, strict=True)
+            )
+            for row in rows
+        ]
         return "\n".join([self.caption, *(line.rstrip() for line in lines)])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(x)}</th>" for x in HEADER)
+        head = "".join(f"<th>{escape(name)}</th>" for name in HEADER)
         body = "".join(
-            "<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row) + "</tr>" for row in self.cells()
+            "<tr>" + "".join(map(html_cell, HEADER, row)) + "</tr>" for row in self.cells()
         )
         return f"<table><caption>{escape(self.caption)}</caption><tr>{head}</tr>{body}</table>"
+
+
+def html_cell(name: str, text: str) -> str:
+    """A cell of the column `name`: numbers to the right, shapes in one piece."""
+    if name in NUMBERS:
+        return f'<td style="text-align: right">{escape(text)}</td>'
+    whole = re.sub(r"\[.*?\]", lambda shape: shape[0].replace(" ", "&nbsp;"), escape(text))
+    return f"<td>{whole}</td>"
 
 
 def table(**sizes: int) -> Table:
