@@ -35,20 +35,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark, print a table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m linviz bench", description=__doc__)
     parser.add_argument("where", choices=["cpu"])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these mechanisms")
+    mechanisms = [m for m in REGISTRY if m.has("chunked")]
+    names = [m.name for m in mechanisms]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these mechanisms")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, metavar="T")
     parser.add_argument("--forward", action="store_true", help="no backward pass")
     parser.add_argument("--no-peers", action="store_true", help="without transformers")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     args = parser.parse_args(argv)
-    mechanisms = [m for m in REGISTRY if "chunked" in m.forms]
-    if args.only:
-        mechanisms = [REGISTRY[name] for name in args.only]
     peers = not args.no_peers and importlib.util.find_spec("transformers") is not None
     cases = [
         (m, T, backward)
         for backward in ((False,) if args.forward else (False, True))
         for m in mechanisms
+        if m.name in args.only
         for T in args.lengths
     ]
     about = machine()
@@ -61,13 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             {"mechanism": m.name, "T": T, "backward": backward} | measure(m, T, backward, peers)
         )
         bar.write(line(rows[-1]))
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        shapes = {"sizes": SIZES | {"N": 16}, "states": STATES, "chunk": 64, "dtype": "float32"}
-        record = about | shapes | {"milliseconds": rows}
-        args.output.write_text(json.dumps(record, indent=1) + "\n")
-        print(f"written: {args.output}")
+        if args.output:  # after every case: a run that is stopped has kept what it measured
+            save(args.output, about, rows)
     return 0
+
+
+def save(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Machine, shapes and milliseconds as JSON, a line a case."""
+    shapes = {"sizes": SIZES | {"N": 16}, "states": STATES, "chunk": 64, "dtype": "float32"}
+    head = json.dumps(about | shapes, indent=1).removesuffix("\n}")
+    cases = ",\n  ".join(json.dumps(row) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{head},\n "milliseconds": [\n  {cases}\n ]\n}}\n')
 
 
 def measure(m: Mechanism, T: int, backward: bool, peers: bool) -> dict[str, float]:

@@ -8,6 +8,7 @@ attention, sizes) is here, once.
 import importlib
 import importlib.util
 import inspect
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -72,7 +73,10 @@ def through(
 
 
 class Trace(dict[str, Tensor]):
-    """Every named intermediate of one run, by its glossary letter: tr["S"] or tr.S."""
+    """Every named intermediate of one run, in float32 or better: tr["S"] or tr.S.
+
+    The names are the letters of the mechanism's glossary and of its recurrence's docstring.
+    """
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in self:
@@ -105,6 +109,9 @@ class Form:
             + [kind(n, kind.KEYWORD_ONLY, default=default) for n, default in keywords.items()]
         )
 
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return getattr, (self.mechanism, self.name)
+
     def __repr__(self) -> str:
         return f"lv.{self.mechanism.name}.{self.name}{self.__signature__}"
 
@@ -114,14 +121,16 @@ class Form:
         inputs, S, options = self.bind(args, kwargs)
         validate = options.pop("validate")
         if "chunk" in options:
-            whole_number("chunk", options["chunk"], where)
+            options["chunk"] = whole_number("chunk", options["chunk"], where)
         sizes = m.sizes(inputs, S, options, where, one_token=self.name == "step")
         if self.name == "step":
             inputs = [x[:, None] if spec.timed else x for x, spec in zip_specs(m, inputs)]
-        if validate or (validate is None and inputs[0].device.type == "cpu"):
+        if validate is None:  # on a GPU the check would wait for the numbers
+            validate = inputs[0].device.type == "cpu"
+        if validate:
             for x, spec in zip_specs(m, inputs):
                 spec.check_values(x, where)
-        return self.compute(inputs, S, sizes, m.settled(options, sizes, inputs))
+        return self.compute(inputs, S, sizes, m.settled(options, sizes, inputs, validate))
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list, Any, dict]:
         """Sort the arguments of a call into inputs, state and options."""
@@ -142,16 +151,15 @@ class Form:
         parts = () if S is None else (S,) if isinstance(S, Tensor) else tuple(S)
         wide, wide_parts, kind = inputs, parts, torch.float32
         if self.name != "triton":  # a kernel widens by itself
-            kinds = (x.dtype.to_real() if x.is_complex() else x.dtype for x in (*inputs, *parts))
-            kind = reduce(torch.promote_types, kinds, kind)
+            kind = wide_type(*inputs, *parts)
             wide, wide_parts = ([widen(x, kind) for x in xs] for xs in (inputs, parts))
         start = tuple(wide_parts) or m.initial_state(sizes, kind, wide)
         S = start[0] if len(start) == 1 else start
         function = m.function(self.name)
         with without_autocast(value):
-            if sizes["T"] == 0:
-                o = widen(value, kind).narrow(-1, 0, m.output.shape(sizes)[-1])
-                result = {"o": o, "S": [s[:, None][:, :0] for s in start]}
+            if not sizes["T"] or (not m.cache and not sizes["B"] * sizes.get("D", 1)):
+                o = widen(value, kind).narrow(-1, 0, m.output.shape(sizes)[-1])  # no numbers
+                result = {"o": o, "S": start if m.cache else [s[:, None][:, :0] for s in start]}
             elif self.name == "trace":
                 result = function(*wide, S=S, **options)
             else:
@@ -164,6 +172,12 @@ class Form:
         return (o.squeeze(1) if self.name == "step" else o), S
 
 
+def wide_type(*tensors: Tensor) -> torch.dtype:
+    """The floating-point type that holds all of these, and float32 at least."""
+    kinds = (x.dtype.to_real() if x.is_complex() else x.dtype for x in tensors)
+    return reduce(torch.promote_types, kinds, torch.float32)
+
+
 def widen(x: Tensor, kind: torch.dtype) -> Tensor:
     """X in the floating-point type `kind`, or in its complex twin."""
     return x.to(kind.to_complex() if x.is_complex() else kind)
@@ -172,15 +186,20 @@ def widen(x: Tensor, kind: torch.dtype) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager:
     """Keep torch.autocast out: the state is float32 or better."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return nullcontext()
 
 
-def whole_number(name: str, n: Any, where: str) -> None:
-    """Refuse anything but 1, 2, 3, ..."""
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"{where}: {name} must be a whole number of at least 1, got {n!r}")
+def whole_number(name: str, n: Any, where: str, least: int = 1) -> int:
+    """N as an int; anything but whole numbers from `least` on is refused."""
+    try:
+        whole = operator.index(n)
+    except TypeError:
+        whole = least - 1
+    if isinstance(n, bool) or whole < least:
+        raise ValueError(f"{where}: {name} must be a whole number of at least {least}, got {n!r}")
+    return whole
 
 
 def fold(form: Callable, chunk: Any) -> Callable:
@@ -196,9 +215,11 @@ def fold(form: Callable, chunk: Any) -> Callable:
     Returns:
         A function with the arguments of `form`.
     """
-    whole_number("chunk", chunk, "lv.fold")
+    chunk = whole_number("chunk", chunk, "lv.fold")
     signature = inspect.signature(form)
     names = list(signature.parameters)
+    if "S" not in names or getattr(form, "name", None) in ("step", "trace"):
+        raise ValueError(f"lv.fold: form must be a function (x, ..., S=None) -> (o, S), got {form}")
     names = names[: names.index("S")]
     mechanism = form if isinstance(form, Mechanism) else getattr(form, "mechanism", None)
     timed = [x.name for x in mechanism.inputs if x.timed] if mechanism else names
@@ -300,8 +321,10 @@ class Mechanism:
         kernel: "module:function" of the Triton form, resolved on first use.
         alone: why there is only a recurrent form, "" if there are others.
         linear: whether the output is linear in `value`: then there is an effective attention.
-        derived: `derived(sizes, options)`: sizes that the inputs do not show.
-        settle: `settle(options, sizes, like)`: options that depend on sizes, made explicit.
+        derived: `derived(sizes, options, like)`: sizes that the inputs do not show; `like` has
+            the type and the device of the computation.
+        settle: `settle(options, sizes, like, validate)`: options that depend on sizes, made
+            explicit, and checked if `validate`.
         empty: `empty(part, shape, like)`: one part of the first state; zeros if None.
         cache: the state is a cache of the inputs after the first, and keeps their types.
         check: `check(sizes)` says what is wrong with sizes that do not go together, or "".
@@ -327,8 +350,8 @@ class Mechanism:
     kernel: str | None = None
     alone: str = ""
     linear: bool = True
-    derived: Callable[[Sizes, Mapping[str, Any]], Sizes] | None = None
-    settle: Callable[[dict, Sizes, Tensor], dict] | None = None
+    derived: Callable[[Sizes, Mapping[str, Any], Tensor], Sizes] | None = None
+    settle: Callable[[dict, Sizes, Tensor, bool], dict] | None = None
     empty: Callable[[str, tuple[int, ...], Tensor], Tensor] | None = None
     cache: bool = False
     check: Callable[[Sizes], str] | None = None
@@ -337,6 +360,9 @@ class Mechanism:
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.doc)
         object.__setattr__(self, "__signature__", self.recurrent.__signature__)
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return find, (self.name, dict(self.options))
 
     def __repr__(self) -> str:
         names = ", ".join(x.name for x in self.inputs)
@@ -402,7 +428,7 @@ class Mechanism:
 
     def form(self, name: str) -> Form:
         """The form of that name; AttributeError, with the reason, where there is none."""
-        if name != "triton" and not self.has(name):
+        if self.alone and not self.has(name):
             raise AttributeError(f"{self.name} has no {name} form: {self.alone}")
         return Form(self, name)
 
@@ -415,21 +441,25 @@ class Mechanism:
 
     def load_kernel(self) -> Callable:
         """Resolve `kernel`, or say what is missing."""
-        instead = f"lv.{self.name}.{self.forms[-1 - bool(self.kernel)]} computes the same"
+        missing = "" if self.kernel else f"{self.name} has no Triton kernel yet; "
+        missing += f"lv.{self.name}.chunked computes the same"
         if importlib.util.find_spec("triton") is None:
             raise ImportError(
                 f"lv.{self.name}.triton needs Triton, which is not installed: "
-                f"pip install -c constraints.txt triton (Linux only; {instead} without it)"
+                f"pip install -c constraints.txt triton (Linux only); {missing}"
             )
         if self.kernel is None:
-            raise ValueError(f"{self.name} has no Triton kernel; {instead}")
+            raise ValueError(f"lv.{self.name}.triton: {missing}")
         module, _, name = self.kernel.partition(":")
         return getattr(importlib.import_module(module), name)
 
     def explain(self, form: str) -> str:
         """The docstring of a form."""
         what = inspect.getdoc(getattr(type(self), form))
-        takes = "\n".join(f"    {x.name}: {x.shape_text}" for x in self.inputs)
+        specs = [
+            (x.without_time, "_t" * x.timed) if form == "step" else (x, "") for x in self.inputs
+        ]
+        takes = "\n".join(f"    {x.name}{suffix}: {x.shape_text}" for x, suffix in specs)
         state = ", ".join(f"{x.name} {x.shape_text}" for x in self.state)
         return f"{self.title}. {what}\n\nArgs:\n{takes}\n    S: {state}, or None for the first.\n"
 
@@ -468,7 +498,8 @@ class Mechanism:
         if self.check and (wrong := self.check(sizes)):
             raise ValueError(f"{where}: {wrong}")
         if self.derived:
-            extra = self.derived(sizes, {**self.options, **options})
+            like = torch.empty((), dtype=wide_type(*inputs), device=inputs[0].device)
+            extra = self.derived(sizes, {**self.options, **options}, like)
             sizes |= extra
             owners |= dict.fromkeys(extra, "the options")
         parts = self.parts(S, where)
@@ -504,11 +535,13 @@ class Mechanism:
             parts.append(self.empty(part.name, shape, x) if self.empty else x.new_zeros(shape))
         return tuple(parts)
 
-    def settled(self, options: dict, sizes: Sizes, inputs: Sequence[Tensor]) -> dict:
+    def settled(
+        self, options: dict, sizes: Sizes, inputs: Sequence[Tensor], validate: bool
+    ) -> dict:
         """Options with those made explicit that depend on sizes."""
         if not self.settle:
             return options
-        return self.settle(options, sizes, inputs[self.value_index])
+        return self.settle(options, sizes, inputs[self.value_index], validate)
 
     def named_trace(self, result: dict[str, Any], inputs: Sequence[Tensor]) -> Trace:
         """What a trace function returned, under the mechanism's own names."""
@@ -536,6 +569,8 @@ class Mechanism:
             device: where the tensors go.
             sizes: by the room's letters: B, H, K, V, N, P, G, D.
         """
+        if not dtype.is_floating_point:
+            raise ValueError(f"lv.{self.name}.example: dtype must be floating-point, got {dtype}")
         sizes = self.all_sizes({"T": T, **sizes}, "example")
         rng = torch.Generator().manual_seed(seed)
         drawn = {x.name: x.example(sizes, rng) for x in self.inputs}
@@ -551,17 +586,17 @@ class Mechanism:
     def all_sizes(self, sizes: Mapping[str, int], where: str) -> Sizes:
         """Sizes by letter, filled up with those of an example."""
         known = {letter for x in self.inputs for _, letter in x.letters}
-        for letter, size in sizes.items():
+        where = f"lv.{self.name}.{where}"
+        for letter in sizes:
             if letter not in known:
-                letters = ", ".join(sorted(known))
-                raise ValueError(f"lv.{self.name}.{where}: {letter!r} is not one of {letters}")
-            if not isinstance(size, int) or size < 0:
-                raise ValueError(f"lv.{self.name}.{where}: {letter} must be >= 0, got {size!r}")
+                raise ValueError(f"{where}: {letter!r} is not one of {', '.join(sorted(known))}")
+        sizes = {x: whole_number(x, n, where, least=0) for x, n in sizes.items()}
         sizes = {**EXAMPLE_SIZES, **sizes}
         sizes["S"] = sizes["T"]  # tokens in a cache
         if self.check and (wrong := self.check(sizes)):
-            raise ValueError(f"lv.{self.name}.{where}: {wrong}")
-        return {**sizes, **(self.derived(sizes, self.options) if self.derived else {})}
+            raise ValueError(f"{where}: {wrong}")
+        extra = self.derived(sizes, self.options, torch.empty(())) if self.derived else {}
+        return {**sizes, **extra}
 
     # what stands in the docstring
 
@@ -580,9 +615,9 @@ class Mechanism:
     def attention_map(
         self,
         *inputs: Tensor,
-        rows: Sequence[int] | None = None,
-        heads: Sequence[int] | None = None,
-        channels: Sequence[int] | None = None,
+        rows: Any = None,
+        heads: Any = None,
+        channels: Any = None,
         **options: Any,
     ) -> Tensor:
         """The effective attention: the matrix A with o = A v, exact.
@@ -592,10 +627,10 @@ class Mechanism:
 
         Args:
             inputs: as for every form (the values are only looked at for their shape).
-            rows: readers t to keep; all by default.
+            rows: readers t to keep, as whole numbers; all by default.
             heads: heads to keep, where there are heads.
             channels: channels to keep, where every channel has a matrix of its own (Mamba, S4).
-            options: of the mechanism.
+            options: of the mechanism. The map is that from an empty state.
 
         Returns:
             [B, H, T, T], or [B, D, T, T] where each channel has its own; [.., rows, T] if thinned.
@@ -606,15 +641,20 @@ class Mechanism:
         where = f"lv.{self.name}.attention_map"
         if not self.linear:
             raise ValueError(f"{where}: the output of {self.name} is not linear in {self.value}")
-        inputs, _, options = self.recurrent.bind(inputs, options)
+        inputs, S, options = self.recurrent.bind(inputs, options)
+        if S is not None:
+            raise ValueError(f"{where}: S must be left out: the map is that from an empty state")
         sizes = self.sizes(inputs, None, options, where)
-        options = self.settled(options, sizes, inputs)
+        options = self.settled(options, sizes, inputs, bool(options["validate"]))
         letter, keep, other = ("H", heads, channels) if "H" in sizes else ("D", channels, heads)
         if other is not None:
             axis = "heads" if letter == "H" else "channels"
             raise ValueError(f"{where}: {self.name} has one matrix for each of its {axis}")
         if keep is not None:
             keep = in_range(keep, sizes[letter], "heads" if letter == "H" else "channels", where)
+            if any(callable(x) for x in options.values()):  # it may treat heads differently
+                whole = self.attention_map(*inputs, rows=rows, **options)
+                return whole[:, keep]
             inputs = [thin(x, spec, letter, keep, sizes) for x, spec in zip_specs(self, inputs)]
             options = {n: thin_option(x, sizes[letter], keep) for n, x in options.items()}
             sizes = self.sizes(inputs, None, options, where)
@@ -630,7 +670,12 @@ class Mechanism:
                 f"{'heads=' if letter == 'H' else 'channels='} or a shorter T"
             )
         A = value.new_empty(sizes["B"], sizes[letter], len(rows), T, dtype=kind)
-        width = max(1, WORKING_BYTES // max(1, sizes["B"] * sizes[letter] * T * kind.itemsize))
+        if not A.numel():
+            return A
+        column = sizes["B"] * sizes[letter] * T * kind.itemsize
+        if letter == "D":  # every column is a sequence of its own, with its states
+            column *= 8 + 2 * sizes.get("N", 4)
+        width = max(1, WORKING_BYTES // column)
         run = self.chunked if self.has("chunked") else self.recurrent
         for j in range(0, T, width):
             columns = torch.eye(T, dtype=kind, device=value.device)[:, j : j + width]  # [T, w]
@@ -656,11 +701,16 @@ def zip_specs(m: Mechanism, inputs: Sequence[Any]) -> zip:
     return zip(inputs, m.inputs, strict=True)
 
 
-def in_range(keep: Sequence[int], size: int, name: str, where: str) -> list[int]:
-    """Indices as a list, refused outside [0, size)."""
-    keep = [int(i) for i in keep]
+def in_range(keep: Any, size: int, name: str, where: str) -> list[int]:
+    """Indices as a list, refused if they are not whole numbers in [0, size)."""
+    given = keep
+    try:
+        keep = keep.tolist() if isinstance(keep, Tensor) else list(keep)
+        keep = [-1 if isinstance(i, bool) else operator.index(i) for i in keep]
+    except TypeError:
+        keep = [-1]
     if any(not 0 <= i < size for i in keep):
-        raise ValueError(f"{where}: {name} must lie in [0, {size}), got {keep}")
+        raise ValueError(f"{where}: {name} must be whole numbers in [0, {size}), got {given!r}")
     return keep
 
 
@@ -683,6 +733,12 @@ def thin_option(x: Any, size: int, keep: list[int]) -> Any:
 def repeat(x: Tensor, spec: Input, times: int) -> Tensor:
     """An input for `times` copies of its batch."""
     return x.repeat(times, *(1,) * (x.ndim - 1)) if spec.axes.startswith("b") else x
+
+
+def find(name: str, options: dict[str, Any]) -> Mechanism:
+    """The registry's mechanism of that name, with these options: how a pickled one comes back."""
+    mechanism = importlib.import_module("linviz.mechanisms").REGISTRY[name]
+    return mechanism if options == mechanism.options else mechanism.having(**options)
 
 
 class Registry(tuple[Mechanism, ...]):

@@ -119,5 +119,5 @@ def bytes_a_token(m: Mechanism, sizes: dict[str, int], state: int) -> int:
     """Float32 bytes moved by one step: state, inputs that belong to the token, output."""
     one = {**sizes, "B": 1, "T": 1}
     token = sum(prod(x.shape(one)) for x in (*m.inputs, m.output) if x.timed)
-    moved = state + state // sizes["T"] if m.cache else 2 * state
+    moved = state + state // max(sizes["T"], 1) if m.cache else 2 * state
     return 4 * (moved + token)

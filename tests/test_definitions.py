@@ -229,10 +229,10 @@ def s4(u, dt, A, B, C, D, h=None, *, discretization):
     return np.array(y), h
 
 
-def h3(q, k, v, c, dt, A, C, D, keys=None, h=None, *, discretization):
+def h3(q, k, v, c, dt, A, C, D, k_last=None, h=None, *, discretization):
     A_bar, B_bar = modes(dt, A, np.ones_like(A), discretization)
     h, y = np.zeros_like(A) if h is None else h, []
-    keys = np.zeros(len(c)) if keys is None else keys  # newest first
+    keys = np.zeros(len(c)) if k_last is None else k_last  # newest first
     for q_t, k_t, v_t in zip(q, k, v, strict=True):
         keys = np.array([k_t, *keys[:-1]])
         x = sum(c * keys) * v_t
@@ -245,7 +245,7 @@ SYSTEM = "u:btd dt:d A:dn B:dn C:dn D:d -> y:btd h:bdn"
 definition("s4", SYSTEM, "bd", "s4-complex-zoh", discretization="zoh")(s4)
 definition("s4", SYSTEM, "bd", "s4-complex-bilinear", discretization="bilinear")(s4)
 definition("s4", SYSTEM, "bd", "s4-real-zoh", discretization="zoh")(s4)
-SYSTEM = "q:btd k:btd v:btd c:dn dt:d A:dn C:dn D:d -> y:btd keys:bdn h:bdn"
+SYSTEM = "q:btd k:btd v:btd c:dn dt:d A:dn C:dn D:d -> y:btd k_last:bdn h:bdn"
 definition("h3", SYSTEM, "bd", "h3-complex-zoh", discretization="zoh")(h3)
 definition("h3", SYSTEM, "bd", "h3-real-bilinear", discretization="bilinear")(h3)
 
@@ -507,7 +507,9 @@ def test_trace_has_every_state(case):
 def test_trace_has_the_error_of_the_lookup(case):
     """e = v - k^T a S_{t-1}, u = beta e, and k u^T is what the state gains."""
     tr = {name: x.numpy() for name, x in getattr(lv, case).trace(*torches(draw(case, 9))).items()}
-    faded = tr["a"][:, 1:, ..., None] * tr["S"][:, :-1]
+    a = tr.get("a", np.ones_like(tr["k"]))  # DeltaNet has no gate
+    a = a if a.ndim == 4 else a[..., None]
+    faded = np.broadcast_to(a, tr["k"].shape)[:, 1:, ..., None] * tr["S"][:, :-1]
     e = tr["v"][:, 1:] - np.einsum("bthk,bthkv->bthv", tr["k"][:, 1:], faded)
     same(tr["e"][:, 1:], e)
     same(tr["u"], tr["beta"][..., None] * tr["e"])

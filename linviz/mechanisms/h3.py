@@ -18,7 +18,7 @@ Glossary (ours | the paper's | shape | meaning):
     A | A | [D, N] | its modes
     C | C | [D, N] | how each mode is read
     D | D | [D] | its skip
-    keys | x of the shift SSM | [B, D, N] | the last N keys, newest first
+    k_last | x of the shift SSM | [B, D, N] | the last N keys, newest first
     h | x of the diagonal SSM | [B, D, N] | state of the diagonal system, whose B is 1
     y | O | [B, T, D] | output
 
@@ -105,7 +105,7 @@ MECHANISM = Mechanism(
         Input("D", "d"),
     ),
     output=Input("y", "b t d"),
-    state=(Input("keys", "b d n"), Input("h", "b d n", complex=True)),
+    state=(Input("k_last", "b d n"), Input("h", "b d n", complex=True)),
     value="v",
     functions=FORMS | {"trace": trace},
     flops=lambda n: n["D"] * (24 * n["N"] + 5),

@@ -21,7 +21,8 @@ Glossary (ours | the paper's | shape | meaning):
     eps | - | - | added to the denominator; 0 by default
 
 We differ from the paper in: other feature maps are options; without `normalize` the output is S_t^T
-phi(q_t). Where the denominator is exactly 0 (relu features that share nothing), the output is 0.
+phi(q_t). Where the denominator is exactly 0 (relu features that share nothing), the output is 0. A
+function given as feature_map gets q and k as [B, T, H, K], float32 or better.
 
 The recurrence is scalar_decay without a gate; the normaliser is one more value channel that is
 always 1, so S and z are one matrix there.
@@ -57,7 +58,7 @@ def taylor(x: Tensor) -> Tensor:
 
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": lambda x: F.relu(x) + x.clamp(max=0).exp(),  # elu(x) + 1, exact for x << 0 too
+    "elu": lambda x: F.relu(x) + x.clamp(max=0).exp(),  # elu(x) + 1 without its cancellation
     "relu": F.relu,
     "identity": lambda x: x,
     "exp": torch.exp,
@@ -81,7 +82,7 @@ def run(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Map to scalar_decay: features for q and k, no gate, a value channel of ones for z."""
     phi = feature_function(feature_map)
-    ones = torch.ones_like(v[..., :1])
+    ones = v.new_ones(*v.shape[:-1], 1)
     state = torch.cat([S[0], S[1][..., None]], -1)
     o, state = form(phi(q), phi(k), torch.cat([v, ones], -1), None, state)  # (1), (2)
     o, weight = o[..., :-1], o[..., -1:]
@@ -95,7 +96,7 @@ def feature_function(feature_map: Map) -> Callable[[Tensor], Tensor]:
     """The function of that name, or the function itself."""
     if callable(feature_map):
         return feature_map
-    if feature_map not in FEATURE_MAPS:
+    if not isinstance(feature_map, str) or feature_map not in FEATURE_MAPS:
         known = ", ".join(FEATURE_MAPS)
         raise ValueError(
             f"lv.linear_attention: feature_map must be one of {known} or a function, "
@@ -104,13 +105,15 @@ def feature_function(feature_map: Map) -> Callable[[Tensor], Tensor]:
     return FEATURE_MAPS[feature_map]
 
 
-def features(sizes: Sizes, options: dict[str, Any]) -> Sizes:
-    """R, the number of features."""
-    eps = options["eps"]
+def features(sizes: Sizes, options: dict[str, Any], like: Tensor) -> Sizes:
+    """R, the number of features, from those of zeros; the other options are checked too."""
+    eps, normalize = options["eps"], options["normalize"]
+    if not isinstance(normalize, bool):
+        raise ValueError(f"lv.linear_attention: normalize must be True or False, got {normalize!r}")
     if not isinstance(eps, int | float) or not eps >= 0:
         raise ValueError(f"lv.linear_attention: eps must be a number >= 0, got {eps!r}")
     phi = feature_function(options["feature_map"])
-    return {"R": phi(torch.zeros(1, sizes["K"])).shape[-1]}
+    return {"R": phi(like.new_zeros(1, 1, sizes["H"], sizes["K"])).shape[-1]}
 
 
 def like_softmax(T: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -45,18 +45,22 @@ def run(
     return form(q, k, v, gamma.log(), S)  # (1), (2), (3)
 
 
-def settle(options: dict[str, Any], sizes: Sizes, like: Tensor) -> dict[str, Any]:
+def settle(options: dict[str, Any], sizes: Sizes, like: Tensor, validate: bool) -> dict[str, Any]:
     """Gamma as a tensor [H] of the precision the forms compute in."""
     gamma, H = options["gamma"], sizes["H"]
     kind = torch.promote_types(like.dtype, torch.float32)
     if gamma is None:
-        gamma = 1 - 2.0 ** (-5 - torch.arange(H, dtype=torch.float64))  # (4)
-    gamma = torch.as_tensor(gamma).to(like.device, kind)
-    if gamma.shape not in ((), (H,)):
-        raise ValueError(
-            f"lv.retnet: gamma must be a number or [H] = [{H}], got {tuple(gamma.shape)}"
-        )
-    if gamma.device.type == "cpu" and not ((gamma >= 0) & (gamma <= 1)).all():
+        gamma = 1 - 2.0 ** (-5 - torch.arange(H, dtype=torch.float64, device=like.device))  # (4)
+        return {**options, "gamma": gamma.to(kind)}
+    wanted = f"lv.retnet: gamma must be a number or [H] = [{H}]"
+    try:
+        gamma = torch.as_tensor(gamma)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{wanted}, got {gamma!r}") from None
+    if gamma.shape not in ((), (H,)) or gamma.is_complex():
+        raise ValueError(f"{wanted}, got {gamma.dtype} of shape {tuple(gamma.shape)}")
+    gamma = gamma.to(like.device, kind)
+    if validate and not ((gamma >= 0) & (gamma <= 1)).all():
         raise ValueError(f"lv.retnet: gamma must lie in [0, 1], got {gamma.tolist()}")
     return {**options, "gamma": gamma.expand(H)}
 

@@ -65,6 +65,10 @@ def run(
     discretization: str,
 ) -> tuple[Tensor, Tensor]:
     """Make the coefficients discrete, (3) or (4); map to convolution, (1) and (5); skip, (2)."""
+    if not A.is_complex() and (B.is_complex() or C.is_complex() or S.is_complex()):
+        raise ValueError(
+            "S4: with real A, B, C and S must be real; complex A is half of conjugate pairs"
+        )
     a, b = discretize(dt, A, B, discretization)
     y, h = form(u, a, b, C, S)
     return y + D * u, h
@@ -74,8 +78,6 @@ def discretize(dt: Tensor, A: Tensor, B: Tensor, discretization: str) -> tuple[T
     """The coefficients (a, b) of the loop (1), each [D, N]."""
     if discretization not in ("zoh", "bilinear"):
         raise ValueError(f"discretization must be 'zoh' or 'bilinear', got {discretization!r}")
-    if B.is_complex() and not A.is_complex():
-        raise ValueError("B and C are complex, so A must be complex too (half of conjugate pairs)")
     dt = dt[:, None]
     z = dt * A
     if discretization == "zoh":

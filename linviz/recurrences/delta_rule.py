@@ -22,7 +22,8 @@ The solution is affine in S_0: U = U_0 - W S_0.
 
 q, k [B, T, H, K], v [B, T, H, V], beta [B, T, H]; g is [B, T, H, K] (KDA), [B, T, H] (Gated
 DeltaNet) or None (DeltaNet). S [B, H, K, V]. q and k are neither scaled nor normalised; with |k| =
-1 and 0 <= beta <= 2 the state cannot blow up.
+1 and 0 <= beta <= 2 the state cannot blow up. With beta near 2 and keys that keep coming back the
+system (4) is badly conditioned: the loop then loses two digits of float32, the other forms three.
 """
 
 import torch
@@ -81,11 +82,13 @@ def trace(
     q: Query, k: Query, v: Value, beta: Strength, g: Gate = None, S: State | None = None
 ) -> dict[str, Tensor]:
     """All of (1) to (3): the gate a, error e [B, T, H, V], written u, S after each token."""
+    given = {} if g is None else {"g": g, "a": g.exp()}
     strength, g = columns(beta, g)
     o, old, S = states(step, (q, k, v, strength, g), start(S, k, v))
     e = v - (k[..., None, :] @ (g.exp()[..., None] * old)).squeeze(-2)
-    named = {"q": q, "k": k, "v": v, "beta": beta, "g": g, "a": g.exp()}
-    return named | {"e": e, "u": strength * e, "S": S, "o": o}
+    return (
+        given | {"q": q, "k": k, "v": v, "beta": beta} | {"e": e, "u": strength * e, "S": S, "o": o}
+    )
 
 
 def columns(beta: Strength, g: Gate) -> tuple[Float[Tensor, "b t h 1"], Float[Tensor, "b t h _"]]:
