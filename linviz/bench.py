@@ -1,7 +1,8 @@
 """python -m linviz bench cpu: how long each form takes, and how much the chunks save.
 
 One sequence, H=4, K=V=64 (Mamba and the like: D=256, N=16), float32, a state of zeros. The forms of
-a mechanism are timed in turn, again and again, and the median counts: ratios come from one run.
+a mechanism are timed in turn, each turn beginning with another, and the median counts: ratios come
+from one run.
 """
 
 import argparse
@@ -92,7 +93,9 @@ def measure(m: Mechanism, T: int, backward: bool, peers: bool) -> dict[str, floa
     times: dict[str, list[float]] = {name: [] for name in runs}
     started, turns = time.perf_counter(), 0
     while turns <= AT_LEAST or time.perf_counter() - started < SECONDS:
-        for name, run in runs.items():
+        names = list(runs)
+        for name in names[turns % len(names) :] + names[: turns % len(names)]:
+            run = runs[name]
             before = time.perf_counter()
             with torch.set_grad_enabled(backward):
                 o, _ = run(*inputs)

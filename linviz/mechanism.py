@@ -166,7 +166,7 @@ class Form:
                 o, S = function(*wide, S=S, **options)
         if self.name == "trace":
             return m.named_trace(result, wide)
-        if m.cache and not isinstance(S, Tensor):  # keeps the types that came in
+        if m.cache:  # keeps the types that came in
             S = tuple(s.to(x.dtype) for s, x in zip(S, parts or inputs[1:], strict=True))
         o = o.to(value.dtype)
         return (o.squeeze(1) if self.name == "step" else o), S
