@@ -40,17 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [m.name for m in mechanisms]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="these mechanisms")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, metavar="T")
-    parser.add_argument("--forward", action="store_true", help="no backward pass")
+    passes = ("forward", "backward")  # the backward pass is timed with its forward pass
+    parser.add_argument("--passes", nargs="+", choices=passes, default=passes)
     parser.add_argument("--no-peers", action="store_true", help="without transformers")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the numbers as JSON")
     args = parser.parse_args(argv)
     peers = not args.no_peers and importlib.util.find_spec("transformers") is not None
     cases = [
         (m, T, backward)
-        for backward in ((False,) if args.forward else (False, True))
+        for backward in (name == "backward" for name in args.passes)
         for m in mechanisms
         if m.name in args.only
         for T in args.lengths
+        if T <= LONGEST_PARALLEL or not m.cache
     ]
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
