@@ -45,8 +45,8 @@ FAULTS = [
     Fault(
         "writer fades through the wrong half",
         "recurrences/exponents.py",
-        "x[..., 0, :, :] * through_right",
-        "x[..., 0, :, :] * through_left",
+        "torch.stack([right.exp(), one], -3)",
+        "torch.stack([left.exp(), one], -3)",
     ),
     Fault(
         "beta dropped from the triangular system",

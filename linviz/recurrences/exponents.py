@@ -94,9 +94,11 @@ def decayed_scores(
         [quarters(A, q[..., 1, :, :], k[..., 0, :, :]) for A, k in zip(row, writers, strict=True)]
         for row, q in zip(scores, readers, strict=True)
     ]
-    through_left, through_right = left.exp(), right.exp()
-    readers = [torch.cat([x[..., 0, :, :], x[..., 1, :, :] * through_left], -2) for x in readers]
-    writers = [torch.cat([x[..., 0, :, :] * through_right, x[..., 1, :, :]], -2) for x in writers]
+    one = torch.ones_like(left)
+    since = torch.stack([one, left.exp()], -3)  # readers on the right fade through the left half
+    until = torch.stack([right.exp(), one], -3)  # writers on the left fade through the right half
+    readers = [(x * since).flatten(-3, -2) for x in readers]
+    writers = [(x * until).flatten(-3, -2) for x in writers]
     return Decayed(scores, readers, writers, left + right)
 
 
