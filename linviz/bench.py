@@ -29,7 +29,7 @@ SIZES = {"B": 1, "H": 4, "K": 64, "V": 64, "D": 256, "P": 64, "G": 1}
 STATES = {"mamba2": {"N": 64}}
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 LONGEST_PARALLEL = 4096  # its matrices grow with the square of T
-AT_LEAST, SECONDS = 2, 1.0  # turns that count, and how long to go on with more
+AT_LEAST, SECONDS = 4, 1.0  # turns that count, and how long to go on with more
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -56,17 +56,16 @@ def run(
     discretization: str,
 ) -> tuple[Tensor, State]:
     """(1), then S4 with B = 1 on the pairs, (2), then (3)."""
-    keys = last_keys(k, S[0])
-    k_bar = torch.einsum("btdn,dn->btd", keys, c)  # (1)
+    past, N = with_past(k, S[0]), c.shape[-1]
+    k_bar = torch.conv1d(past[:, 1:].mT, c.flip(-1)[:, None], groups=len(c)).mT  # (1)
     system = dt, A, torch.ones_like(A), C, D
     s, h = s4.run(form, k_bar * v, *system, S[1], discretization=discretization)  # (2)
-    return q * s, (keys[:, -1], h)  # (3)
+    return q * s, (past[:, -N:].mT.flip(-1), h)  # (3)
 
 
-def last_keys(k: Tensor, keys: Tensor) -> Tensor:
-    """The last N keys at each time, newest first: [B, T, D, N]."""
-    past = torch.cat([keys.flip(-1).transpose(1, 2), k], 1)  # [B, N + T, D], oldest first
-    return past[:, 1:].unfold(1, keys.shape[-1], 1).flip(-1)
+def with_past(k: Tensor, k_last: Tensor) -> Tensor:
+    """All keys, the N before the first among them, oldest first: [B, N + T, D]."""
+    return torch.cat([k_last.flip(-1).mT, k], 1)
 
 
 FORMS = through(convolution, run)
@@ -75,7 +74,8 @@ FORMS = through(convolution, run)
 def trace(*inputs: Tensor, S: State, discretization: str) -> dict[str, Tensor | State]:
     """S4's trace on the pairs u, and the last keys at each time."""
     named = FORMS["trace"](*inputs, S=S, discretization=discretization)
-    return named | {"S": (last_keys(inputs[1], S[0]), named["S"][1])}
+    windows = with_past(inputs[1], S[0])[:, 1:].unfold(1, S[0].shape[-1], 1)  # [B, T, D, N]
+    return named | {"S": (windows.flip(-1), named["S"][1])}
 
 
 def like_s4(T: int, seed: int) -> tuple[Tensor, Tensor]:
