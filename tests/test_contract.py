@@ -646,7 +646,7 @@ def test_bad_options():
 
 
 def test_what_is_missing_says_so(monkeypatch):
-    for name in ("parallel", "chunked"):
+    for name in ("parallel", "chunked", "triton"):
         with pytest.raises(AttributeError, match=f"lstm has no {name} form: the old state stands"):
             getattr(lv.lstm, name)
     assert not hasattr(lv.rnn, "parallel")
@@ -655,8 +655,6 @@ def test_what_is_missing_says_so(monkeypatch):
         ImportError, match=r"pip install .*triton.*lv\.gla\.chunked computes the same"
     ):
         lv.gla.triton(*lv.gla.example(6))
-    with pytest.raises(AttributeError, match="lstm has no triton form"):
-        lv.lstm.triton  # noqa: B018
     monkeypatch.undo()
     if not lv.gla.kernel and importlib.util.find_spec("triton"):
         with pytest.raises(ValueError, match=r"no Triton kernel yet; lv\.gla\.chunked computes"):
