@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from linviz.inputs import Input, Sizes
+from linviz.moves import Move
 
 EXAMPLE_SIZES = MappingProxyType(
     {"B": 1, "T": 64, "H": 2, "K": 16, "V": 16, "N": 8, "P": 16, "G": 1, "D": 16}
@@ -76,7 +77,62 @@ class Trace(dict[str, Tensor]):
     """Every named intermediate of one run, in float32 or better: tr["S"] or tr.S.
 
     The names are the letters of the mechanism's glossary and of its recurrence's docstring.
+
+    Attributes:
+        mechanism: what was run.
+        options: with which options.
+        sizes: by letter.
     """
+
+    def __init__(
+        self,
+        named: Mapping[str, Tensor],
+        mechanism: "Mechanism",
+        options: Mapping[str, Any],
+        sizes: Sizes,
+    ):
+        """Keep the tensors by name, and what they came from."""
+        super().__init__(named)
+        self.mechanism, self.options, self.sizes = mechanism, dict(options), dict(sizes)
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Trace, (dict(self), self.mechanism, self.options, self.sizes)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The inputs, in the order of the signature."""
+        return tuple(self[x.name] for x in self.mechanism.inputs)
+
+    def letters(self, name: str) -> str:
+        """The axes of a part, a letter each, such as "b t h k v".
+
+        Inputs, output and state are named by the mechanism's registry entry; what the recurrence
+        adds is named by its sizes.
+        """
+        m = self.mechanism
+        for part in m.state:
+            if part.name == name and not m.cache:
+                return part.axes.replace("b", "b t", 1)
+        for spec in (*m.inputs, m.output, *m.state):
+            if spec.name == name:
+                return " ".join(axis[-1] for axis in spec.axes.split())
+        if name in ("s", "A"):  # scores, weights
+            return "b h t s"
+        shape, given = self[name].shape, ""
+        if shape[:2] == (self.sizes["B"], self.sizes["T"]):
+            given = "BTH" if "H" in self.sizes else "BT"
+        elif "H" in self.sizes and shape[0] == self.sizes["H"]:
+            given = "H"
+        letters = list(given[: len(shape)])
+        order = "DVPKRNT" if name in ("v", "e", "u", "y") else "DKVRNPT"
+        for size in shape[len(letters) :]:
+            known = (x for x in order if self.sizes.get(x) == size and x not in letters)
+            letters.append(next(known, "C"))
+        return " ".join(letters).lower()
+
+    def attention_map(self, **keep: Any) -> Tensor:
+        """The effective attention of this run, see `Mechanism.attention_map`."""
+        return self.mechanism.attention_map(*self.inputs, **self.options, **keep)
 
     def __getattr__(self, name: str) -> Tensor:
         if name not in self:
@@ -165,7 +221,7 @@ class Form:
             else:
                 o, S = function(*wide, S=S, **options)
         if self.name == "trace":
-            return m.named_trace(result, wide)
+            return m.named_trace(result, wide, options, sizes)
         if m.cache:  # keeps the types that came in
             S = tuple(s.to(x.dtype) for s, x in zip(S, parts or inputs[1:], strict=True))
         o = o.to(value.dtype)
@@ -329,6 +385,7 @@ class Mechanism:
         cache: the state is a cache of the inputs after the first, and keeps their types.
         check: `check(sizes)` says what is wrong with sizes that do not go together, or "".
         arrange: `arrange(inputs)` ties drawn example inputs (by name) to each other.
+        moves: what happens to the state at one token, in order.
     """
 
     name: str
@@ -356,6 +413,7 @@ class Mechanism:
     cache: bool = False
     check: Callable[[Sizes], str] | None = None
     arrange: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    moves: tuple[Move, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", self.doc)
@@ -543,13 +601,16 @@ class Mechanism:
             return options
         return self.settle(options, sizes, inputs[self.value_index], validate)
 
-    def named_trace(self, result: dict[str, Any], inputs: Sequence[Tensor]) -> Trace:
+    def named_trace(
+        self, result: dict[str, Any], inputs: Sequence[Tensor], options: dict, sizes: Sizes
+    ) -> Trace:
         """What a trace function returned, under the mechanism's own names."""
         given = {spec.name: x for x, spec in zip_specs(self, inputs)}
         S, o = result.pop("S"), result.pop("o")
         parts = (S,) if isinstance(S, Tensor) else S
         states = {x.name: part for x, part in zip(self.state, parts, strict=True)}
-        return Trace(given | result | given | {self.output.name: o} | states)
+        named = given | result | given | {self.output.name: o} | states
+        return Trace(named, self, options, sizes)
 
     def example(
         self,

@@ -178,41 +178,43 @@ def test_wrong_shapes_are_named(call, words):
 def test_film_strip_has_one_scale_one_bar_and_is_closed():
     S = torch.zeros(20, 3, 4)
     S[:, 1, 2] = torch.arange(20)
-    fig = viz.film_strip(S, at=(0, 10, -1))
+    fig = viz.film_strip(S, at=(0, 10, -1)).figure()
     assert not plt.get_fignums()
     frames = [ax for ax in fig.axes if ax.images]
     assert [ax.get_title() for ax in frames] == ["t = 0", "t = 10", "t = 19"]
     assert {(ax.images[0].norm.vmin, ax.images[0].norm.vmax) for ax in frames} == {(0, 19)}
     assert len(fig.axes) == len(frames) + 1
     assert [ax.images[0].get_array()[1, 2] for ax in frames] == [0, 10, 19]
-    assert len([ax for ax in viz.film_strip(S, most=5).axes if ax.images]) == 5
+    assert len([ax for ax in viz.film_strip(S, most=5).figure().axes if ax.images]) == 5
 
 
 def test_panels_share_a_scale_or_not():
     states = {"small": np.eye(2), "large": -10 * np.eye(2), "third": np.eye(2)}
-    shared = [ax for ax in viz.panels(states, columns=2).axes if ax.images]
+    shared = [ax for ax in viz.panels(states, columns=2).figure().axes if ax.images]
     assert {ax.images[0].norm.vmax for ax in shared} == {10}
     assert {ax.images[0].get_cmap().name for ax in shared} == {"RdBu_r"}
-    own = [ax for ax in viz.panels(states, share=False).axes if ax.images]
+    own = [ax for ax in viz.panels(states, share=False).figure().axes if ax.images]
     assert [ax.images[0].norm.vmax for ax in own] == [1, 10, 1]
 
 
 def test_a_shared_bar_says_when_any_panel_is_cut():
-    fig = viz.panels({"in": np.eye(2), "out": 9 * np.eye(2)}, vmax=5)
+    fig = viz.panels({"in": np.eye(2), "out": 9 * np.eye(2)}, vmax=5).figure()
     bars = [ax.images[0].colorbar for ax in fig.axes if ax.images and ax.images[0].colorbar]
     assert [bar.extend for bar in bars] == ["max"]
 
 
 def test_panels_share_a_logarithmic_scale():
-    fig = viz.panels({"counts": [[1, 200.0]], "shares": [[0.5, 0.25]]}, log=True)
+    fig = viz.panels({"counts": [[1, 200.0]], "shares": [[0.5, 0.25]]}, log=True).figure()
     norms = [ax.images[0].norm for ax in fig.axes if ax.images]
     assert norms[0].linthresh == norms[1].linthresh == 2 and norms[1].vmax == 200
-    fig = viz.panels({"counts": [[1, 200.0]], "more": [[3, 4]]}, log=True)
+    fig = viz.panels({"counts": [[1, 200.0]], "more": [[3, 4]]}, log=True).figure()
     assert {ax.images[0].norm.linthresh for ax in fig.axes if ax.images} == {1}
 
 
 def test_a_shared_scale_leaves_masked_cells_out():
-    fig = viz.panels({"a": [[1.0, 99.0]], "b": [[2.0, 99.0]]}, mask=torch.tensor([[0.0, 1.0]]))
+    fig = viz.panels(
+        {"a": [[1.0, 99.0]], "b": [[2.0, 99.0]]}, mask=torch.tensor([[0.0, 1.0]])
+    ).figure()
     assert {ax.images[0].norm.vmax for ax in fig.axes if ax.images} == {2}
 
 
@@ -238,7 +240,7 @@ def test_line_panels_have_one_legend_and_are_closed():
         log="x",
         each=[{"ylabel": "l"}, {"ylabel": "r"}],
         share=False,
-    )
+    ).figure()
     assert not plt.get_fignums()
     assert [ax.get_title() for ax in fig.axes] == ["left", "right"]
     assert [ax.get_ylabel() for ax in fig.axes] == ["l", "r"]
@@ -249,11 +251,25 @@ def test_line_panels_have_one_legend_and_are_closed():
 # ----------------------------------------------------------------------------------------- inks
 
 
-def test_each_ink_is_one_colour():
-    names = ("state", "decay", "query", "key", "value", "output")
-    assert len({viz.INK[name] for name in names}) == len(names)
-    assert all(matplotlib.colors.is_color_like(ink) for ink in (*viz.INK.values(), *viz.LINES))
-    assert all(name in matplotlib.colormaps for name in viz.MAPS.values())
+def contrast(one, other):
+    """WCAG's contrast of two colours, 1 to 21."""
+    rgb = np.array([matplotlib.colors.to_rgb(c) for c in (one, other)])
+    linear = np.where(rgb <= 0.03928, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    light = linear @ [0.2126, 0.7152, 0.0722]
+    return (light.max() + 0.05) / (light.min() + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_each_ink_is_one_colour(theme):
+    with viz.style(theme):
+        inks = (*(viz.INK[name] for name in viz.INK), *viz.LINES)
+        names = ("state", "decay", "query", "key", "value", "output")
+        assert len({viz.INK[name] for name in names}) == len(names)
+        assert contrast(viz.INK["text"], viz.INK["paper"]) > 10
+        assert all(contrast(viz.INK[name], viz.INK["paper"]) > 1.9 for name in names)
+        maps = [viz.MAPS[kind] for kind in viz.MAPS]
+    assert all(matplotlib.colors.is_color_like(ink) for ink in inks)
+    assert all(name in matplotlib.colormaps for name in maps)
 
 
 def test_style_is_for_the_block_only():

@@ -34,6 +34,7 @@ from torch import Tensor
 from linviz.inputs import Input, strength, unit
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import linear_attention
+from linviz.moves import Move
 from linviz.recurrences import delta_rule
 
 INPUTS = (
@@ -78,5 +79,10 @@ MECHANISM = Mechanism(
         Edge(
             "linear_attention", "orthonormal keys, beta = 1, no normaliser", like_linear_attention
         ),
+    ),
+    moves=(
+        Move("erase", r"(I - \beta_t k_t k_t^\top)", "S", ("beta", "k"), 2, over="k"),
+        Move("write", r"\beta_t k_t v_t^\top", "S", ("beta", "k", "v"), 2),
+        Move("read", r"S_t^\top q_t", "S", ("q",), 3, gives=("o",), over="k"),
     ),
 )

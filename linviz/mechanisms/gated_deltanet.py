@@ -32,6 +32,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import deltanet
+from linviz.moves import Made, Move
 from linviz.recurrences import delta_rule
 
 
@@ -65,4 +66,10 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="delta_rule",
     edges=(Edge("deltanet", "g = 0", like_deltanet),),
+    moves=(
+        Move("decay", r"e^{g_t}", "S", (Made("a", "b t h", ("g",)),), 1),
+        Move("erase", r"(I - \beta_t k_t k_t^\top)", "S", ("beta", "k"), 1, over="k"),
+        Move("write", r"\beta_t k_t v_t^\top", "S", ("beta", "k", "v"), 1),
+        Move("read", r"S_t^\top q_t", "S", ("q",), 2, gives=("o",), over="k"),
+    ),
 )

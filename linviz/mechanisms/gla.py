@@ -34,6 +34,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import retnet
+from linviz.moves import Made, Move
 from linviz.recurrences import vector_decay
 
 
@@ -73,4 +74,9 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="vector_decay",
     edges=(Edge("retnet", "g = log gamma_h on every channel and token", like_retnet),),
+    moves=(
+        Move("decay", r"\operatorname{diag}(e^{g_t})", "S", (Made("a", "b t h k", ("g",)),), 1),
+        Move("write", r"k_t v_t^\top", "S", ("k", "v"), 1),
+        Move("read", r"S_t^\top q_t", "S", ("q",), 2, gives=("o",), over="k"),
+    ),
 )

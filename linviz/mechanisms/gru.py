@@ -27,6 +27,7 @@ from linviz.inputs import Input
 from linviz.mechanism import Edge, Mechanism
 from linviz.mechanisms import lstm, rnn
 from linviz.mechanisms.rnn import NO_PARALLEL, mixing
+from linviz.moves import Move
 
 
 def recurrent(x: Tensor, W: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,4 +94,14 @@ MECHANISM = Mechanism(
     ),
     alone=NO_PARALLEL,
     linear=False,
+    moves=(
+        Move("sigmoid", r"z_t", "h", ("x", "W"), 1, gives=("z",), part=(1, 3)),
+        Move("sigmoid", r"r_t", "h", ("x", "W"), 1, gives=("r",), part=(0, 3)),
+        Move("tanh", r"n_t", "h", ("x", "W", "r"), 2, gives=("n",), part=(2, 3)),
+        Move("decay", "", "h", ("z",), 3),
+        Move("rest", r"1 - z_t", "", ("z",), 3, gives=("rest",)),
+        Move("multiply", "", "", ("rest", "n"), 3, gives=("new",)),
+        Move("write", "", "h", ("new",), 3),
+        Move("read", r"h_t", "h", (), 3, gives=("o",)),
+    ),
 )

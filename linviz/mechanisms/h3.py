@@ -36,6 +36,7 @@ from torch import Tensor
 from linviz.inputs import Input, time_step
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import s4
+from linviz.moves import Made, Move
 from linviz.recurrences import convolution
 
 State = tuple[Tensor, Tensor]
@@ -113,4 +114,16 @@ MECHANISM = Mechanism(
     recurrence="convolution",
     options={"discretization": "zoh"},
     edges=(Edge("s4", "the filter keeps the newest key, q = v = 1", like_s4),),
+    moves=(
+        Move("push", r"k_{t-n}", "k_last", ("k",), 1),
+        Move(
+            "read", r"\sum_{n=0}^{N-1} c_n k_{t-n}", "k_last", ("c",), 1, gives=("k_bar",), over="n"
+        ),
+        Move("multiply", r"\bar k_t \odot v_t", "", ("k_bar", "v"), 2, gives=("pair",)),
+        Move("decay", r"\bar A", "h", (Made("a", "d n", ("dt", "A")),), 2),
+        Move("write", r"\bar B", "h", (Made("b", "d n", ("dt", "A")), "pair"), 2),
+        Move("read", r"2\,\mathrm{Re} \sum_n C_n h_{tn}", "h", ("C",), 2, gives=("s",), over="n"),
+        Move("skip", r"D", "", ("D", "pair"), 2, gives=("s",)),
+        Move("multiply", r"q_t \odot s_t", "", ("q", "s"), 3, gives=("y",)),
+    ),
 )

@@ -31,6 +31,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import deltanet, gated_deltanet, gla
+from linviz.moves import Made, Move
 from linviz.recurrences import delta_rule
 
 
@@ -67,5 +68,11 @@ MECHANISM = Mechanism(
     edges=(
         Edge("gated_deltanet", "g the same on every channel", like_gated_deltanet),
         Edge("gla", "each key its own axis, beta = 1", like_gla),
+    ),
+    moves=(
+        Move("decay", r"\operatorname{diag}(e^{g_t})", "S", (Made("a", "b t h k", ("g",)),), 1),
+        Move("erase", r"(I - \beta_t k_t k_t^\top)", "S", ("beta", "k"), 1, over="k"),
+        Move("write", r"\beta_t k_t v_t^\top", "S", ("beta", "k", "v"), 1),
+        Move("read", r"S_t^\top q_t", "S", ("q",), 2, gives=("o",), over="k"),
     ),
 )

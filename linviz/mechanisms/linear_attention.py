@@ -47,6 +47,7 @@ from torch import Tensor
 from linviz.inputs import Input, Sizes
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import softmax
+from linviz.moves import Made, Move
 from linviz.recurrences import scalar_decay
 
 
@@ -142,4 +143,28 @@ MECHANISM = Mechanism(
     options={"feature_map": "elu", "normalize": True, "eps": 0.0},
     edges=(Edge("softmax", "one key channel, q = 1, features e^k", like_softmax),),
     derived=features,
+    moves=(
+        Move("write", r"\phi(k_t)", "z", (Made("phi_k", "b t h r", ("k",)),), 2),
+        Move("write", r"\phi(k_t)\, v_t^\top", "S", (Made("phi_k", "b t h r", ("k",)), "v"), 1),
+        Move(
+            "read",
+            r"S_t^\top \phi(q_t)",
+            "S",
+            (Made("phi_q", "b t h r", ("q",)),),
+            3,
+            gives=("o",),
+            over="r",
+        ),
+        Move(
+            "read",
+            r"\phi(q_t)^\top z_t",
+            "z",
+            (Made("phi_q", "b t h r", ("q",)),),
+            3,
+            gives=("weight",),
+            over="r",
+            when="normalize",
+        ),
+        Move("divide", "", "", ("o", "weight", "eps"), 3, gives=("o",), when="normalize"),
+    ),
 )

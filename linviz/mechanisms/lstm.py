@@ -27,6 +27,7 @@ from torch import Tensor
 from linviz.inputs import Input
 from linviz.mechanism import Mechanism
 from linviz.mechanisms.rnn import NO_PARALLEL, mixing
+from linviz.moves import Move
 
 
 def recurrent(
@@ -71,4 +72,16 @@ MECHANISM = Mechanism(
     doc=__doc__,
     alone=NO_PARALLEL,
     linear=False,
+    moves=(
+        Move("sigmoid", r"\sigma(\hat f_t)", "h", ("x", "W"), 2, gives=("f",), part=(1, 4)),
+        Move("sigmoid", r"\sigma(\hat i_t)", "h", ("x", "W"), 2, gives=("i",), part=(0, 4)),
+        Move("tanh", r"\tanh(\hat c_t)", "h", ("x", "W"), 2, gives=("new",), part=(3, 4)),
+        Move("sigmoid", r"\sigma(\hat o_t)", "h", ("x", "W"), 3, gives=("gate",), part=(2, 4)),
+        Move("decay", "", "c", ("f",), 2),
+        Move("multiply", "", "", ("i", "new"), 2, gives=("gated",)),
+        Move("write", "", "c", ("gated",), 2),
+        Move("tanh", r"\tanh(c_t)", "", ("c",), 3, gives=("squashed",)),
+        Move("multiply", "", "", ("gate", "squashed"), 3, gives=("h",)),
+        Move("read", r"h_t", "h", (), 3, gives=("o",)),
+    ),
 )

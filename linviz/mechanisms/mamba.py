@@ -35,6 +35,7 @@ from torch import Tensor
 from linviz.inputs import Input, ones, rates, time_step
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import lstm, s4
+from linviz.moves import Made, Move
 from linviz.recurrences import diagonal_scan
 
 
@@ -92,5 +93,11 @@ MECHANISM = Mechanism(
     edges=(
         Edge("s4", "dt, B and C the same at all times, real A", like_s4),
         Edge("lstm", "one state a channel, and an LSTM whose W = 0: its cell", like_lstm),
+    ),
+    moves=(
+        Move("decay", r"e^{\Delta_{td} A_{dn}}", "h", (Made("a", "b t d n", ("dt", "A")),), 1),
+        Move("write", r"\Delta_{td}\, x_{td}\, B_{tn}", "h", ("dt", "x", "B"), 1),
+        Move("read", r"\sum_n C_{tn} h_{t,dn}", "h", ("C",), 2, gives=("y",), over="n"),
+        Move("skip", r"D_d x_{td}", "", ("D", "x"), 2, gives=("y",)),
     ),
 )

@@ -34,6 +34,7 @@ from torch import Tensor
 from linviz.inputs import Input, Sizes, ones, rates, time_step
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import mamba, retnet
+from linviz.moves import Made, Move
 from linviz.recurrences import scalar_decay
 
 
@@ -99,4 +100,18 @@ MECHANISM = Mechanism(
         Edge("mamba", "a Mamba whose channels share dt and one A", like_mamba),
     ),
     check=groups,
+    moves=(
+        Move("decay", r"e^{\Delta_t A}", "S", (Made("a", "b t h", ("dt", "A")),), 1),
+        Move(
+            "write",
+            r"B_t (\Delta_t x_t)^\top",
+            "S",
+            (Made("k", "b t h n", ("B",)), Made("v", "b t h p", ("dt", "x"))),
+            1,
+        ),
+        Move(
+            "read", r"S_t^\top C_t", "S", (Made("q", "b t h n", ("C",)),), 2, gives=("y",), over="n"
+        ),
+        Move("skip", r"D x_t", "", ("D", "x"), 2, gives=("y",)),
+    ),
 )

@@ -35,6 +35,7 @@ from torch import Tensor
 from linviz.inputs import Input, Sizes
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import linear_attention
+from linviz.moves import Made, Move
 from linviz.recurrences import scalar_decay
 
 
@@ -92,4 +93,9 @@ MECHANISM = Mechanism(
         Edge("linear_attention", "gamma = 1, no features, no normaliser", like_linear_attention),
     ),
     settle=settle,
+    moves=(
+        Move("decay", r"\gamma_h", "S", (Made("a", "b t h"),), 1),
+        Move("write", r"k_t v_t^\top", "S", ("k", "v"), 1),
+        Move("read", r"S_t^\top q_t", "S", ("q",), 2, gives=("o",), over="k"),
+    ),
 )

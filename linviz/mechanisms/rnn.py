@@ -22,6 +22,7 @@ from torch import Tensor
 
 from linviz.inputs import Input, normal
 from linviz.mechanism import Mechanism
+from linviz.moves import Move
 
 
 def recurrent(x: Tensor, W: Tensor, S: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,4 +66,8 @@ MECHANISM = Mechanism(
     doc=__doc__,
     alone=NO_PARALLEL,
     linear=False,
+    moves=(
+        Move("tanh", r"\tanh(x_t + W^\top h_{t-1})", "h", ("x", "W"), 1, gives=("h",)),
+        Move("read", r"h_t", "h", (), 1, gives=("o",)),
+    ),
 )

@@ -37,6 +37,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism
 from linviz.mechanisms import linear_attention
+from linviz.moves import Move
 from linviz.recurrences.diagonal_scan import associative_scan
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -158,4 +159,18 @@ MECHANISM = Mechanism(
     doc=__doc__,
     edges=(Edge("linear_attention", "w = u = 0, features e^k", like_linear_attention),),
     empty=empty,
+    moves=(
+        Move("weigh", r"e^{u + k_t}", "max", ("u", "k"), 1, gives=("old", "bonus")),
+        Move("read", "", "den", ("old",), 1, gives=("below",)),
+        Move("skip", "", "", ("bonus",), 1, gives=("below",)),
+        Move("read", "", "num", ("old",), 1, gives=("above",)),
+        Move("skip", r"e^{u + k_t} v_t", "", ("bonus", "v"), 1, gives=("above",)),
+        Move("divide", "", "", ("above", "below"), 1, gives=("o",)),
+        Move("write", r"m + w", "max", ("w",), 2),
+        Move("weigh", r"\max(m + w, k_t)", "max", ("k",), 2, gives=("fade", "enter", "max")),
+        Move("decay", r"e^{m+w-m'}", "den", ("fade",), 2),
+        Move("write", r"e^{k_t-m'}", "den", ("enter",), 2),
+        Move("decay", r"e^{m+w-m'}", "num", ("fade",), 2),
+        Move("write", r"e^{k_t-m'} v_t", "num", ("enter", "v"), 2),
+    ),
 )

@@ -30,6 +30,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import retnet
+from linviz.moves import Made, Move
 from linviz.recurrences import vector_decay
 
 
@@ -38,6 +39,13 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Map to vector_decay with a bonus, (1) and (2)."""
     return form(r, k, v, w.expand(k.shape), S, u=u)
+
+
+READ_FIRST = (
+    Move("read", r"S_{t-1}", "S", (), 1, gives=("seen",)),
+    Move("skip", r"\operatorname{diag}(u)\, k_t v_t^\top", "", ("u", "k", "v"), 1, gives=("seen",)),
+    Move("multiply", r"r_t", "", ("seen", "r"), 1, gives=("o",), over="k"),
+)
 
 
 def like_retnet(T: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -71,4 +79,9 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="vector_decay",
     edges=(Edge("retnet", "w = log gamma_h, r = gamma_h q, u = 1/gamma_h", like_retnet),),
+    moves=(
+        *READ_FIRST,
+        Move("decay", r"\operatorname{diag}(e^{w})", "S", (Made("a", "b t h k", ("w",)),), 2),
+        Move("write", r"k_t v_t^\top", "S", ("k", "v"), 2),
+    ),
 )

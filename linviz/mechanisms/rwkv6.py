@@ -28,6 +28,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import rwkv5
+from linviz.moves import Made, Move
 from linviz.recurrences import vector_decay
 
 
@@ -60,4 +61,9 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="vector_decay",
     edges=(Edge("rwkv5", "w the same at every token", like_rwkv5),),
+    moves=(
+        *rwkv5.READ_FIRST,
+        Move("decay", r"\operatorname{diag}(e^{w_t})", "S", (Made("a", "b t h k", ("w",)),), 2),
+        Move("write", r"k_t v_t^\top", "S", ("k", "v"), 2),
+    ),
 )

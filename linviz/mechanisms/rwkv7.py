@@ -35,6 +35,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate, strength, unit
 from linviz.mechanism import Edge, Mechanism, through
 from linviz.mechanisms import deltanet, kda
+from linviz.moves import Made, Move
 from linviz.recurrences import rank_one
 
 
@@ -50,6 +51,15 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """RWKV-7 is rank_one, (1) to (3), letter by letter."""
     return form(r, w, k, v, a, b, S)
+
+
+FORMS = through(rank_one, run)
+
+
+def trace(*inputs: Tensor, S: Tensor) -> dict[str, Tensor]:
+    """All that rank_one names, and the gate e^w."""
+    named = FORMS["trace"](*inputs, S=S)
+    return named | {"gate": named["w"].exp()}
 
 
 def erase_along(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -91,7 +101,7 @@ MECHANISM = Mechanism(
     output=Input("o", "b t h v"),
     state=(Input("S", "b h k v"),),
     value="v",
-    functions=through(rank_one, run),
+    functions=FORMS | {"trace": trace},
     flops=lambda n: 9 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="rank_one",
@@ -100,4 +110,11 @@ MECHANISM = Mechanism(
         Edge("kda", "a = -e^w k, b = beta k", like_kda),
     ),
     arrange=erase_along,
+    moves=(
+        Move("read", r"a_t^\top S_{t-1}", "S", ("a",), 1, gives=("y",), over="k"),
+        Move("decay", r"\operatorname{diag}(e^{w_t})", "S", (Made("gate", "b t h k", ("w",)),), 1),
+        Move("write", r"b_t (a_t^\top S_{t-1})", "S", ("b", "y"), 1),
+        Move("write", r"k_t v_t^\top", "S", ("k", "v"), 1),
+        Move("read", r"S_t^\top r_t", "S", ("r",), 2, gives=("o",), over="k"),
+    ),
 )

@@ -49,6 +49,7 @@ from torch import Tensor
 
 from linviz.inputs import Input, normal, time_step
 from linviz.mechanism import Mechanism, through
+from linviz.moves import Made, Move
 from linviz.recurrences import convolution
 
 
@@ -208,4 +209,10 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="convolution",
     options={"discretization": "zoh"},
+    moves=(
+        Move("decay", r"\bar A", "h", (Made("a", "d n", ("dt", "A")),), 1),
+        Move("write", r"\bar B u_t", "h", (Made("b", "d n", ("dt", "A", "B")), "u"), 1),
+        Move("read", r"2\,\mathrm{Re} \sum_n C_n h_{tn}", "h", ("C",), 2, gives=("y",), over="n"),
+        Move("skip", r"D u_t", "", ("D", "u"), 2, gives=("y",)),
+    ),
 )

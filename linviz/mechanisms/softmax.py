@@ -30,6 +30,7 @@ from torch import Tensor
 
 from linviz.inputs import Input
 from linviz.mechanism import Mechanism
+from linviz.moves import Move
 
 Cache = tuple[Tensor, Tensor]
 
@@ -108,4 +109,27 @@ MECHANISM = Mechanism(
     flops=lambda n: n["H"] * n["T"] * (2 * n["K"] + 5 + 2 * n["V"]),
     doc=__doc__,
     cache=True,
+    moves=(
+        Move("append", r"k_j", "k_cache", ("k",), 1),
+        Move("append", r"v_j", "v_cache", ("v",), 2),
+        Move(
+            "score",
+            r"q_i^\top k_j / \sqrt{K}",
+            "k_cache",
+            ("q",),
+            1,
+            gives=("s",),
+            over="k",
+        ),
+        Move(
+            "softmax",
+            r"\frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}}",
+            "",
+            ("s",),
+            2,
+            gives=("weights",),
+            over="s",
+        ),
+        Move("read", r"\sum_{j \le i}", "v_cache", ("weights",), 2, gives=("o",), over="s"),
+    ),
 )

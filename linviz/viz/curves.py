@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from linviz.viz.ink import INK, LINES, style
-from linviz.viz.states import Array, Number, array
+from linviz.viz.ink import INK, LINES
+from linviz.viz.matrices import Array, Number, array
+from linviz.viz.picture import Picture
 
 
 def moving_mean(x: Array, window: int) -> np.ndarray:
@@ -56,6 +57,22 @@ def crossing(x: Array, rising: Array, other: Array) -> float:
     return float(np.exp((1 - share) * np.log(x[i]) + share * np.log(x[i + 1])))
 
 
+def one_length(
+    series: Mapping[str, Array], x: Array | None = None
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Read lines, name -> [n], and the x [n] that they share; other lengths are refused."""
+    if not series:
+        raise ValueError("series: wanted one line or more, got none")
+    read = {name: array(y, f"series[{name!r}]", "n") for name, y in series.items()}
+    sizes = {name: len(y) for name, y in read.items()}
+    if x is not None:
+        x = array(x, "x", "n")
+        sizes["x"] = len(x)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"series: wanted lines of one length, got {sizes}")
+    return read, x
+
+
 def lines(
     series: Mapping[str, Array],
     *,
@@ -82,15 +99,7 @@ def lines(
     Returns:
         The Axes, with one `ax.lines` a name first, then the events.
     """
-    if not series:
-        raise ValueError("series: wanted one line or more, got none")
-    series = {name: array(y, f"series[{name!r}]", "n") for name, y in series.items()}
-    sizes = {name: len(y) for name, y in series.items()}
-    if x is not None:
-        x = array(x, "x", "n")
-        sizes["x"] = len(x)
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"series: wanted lines of one length, got {sizes}")
+    series, x = one_length(series, x)
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
     for i, (name, y) in enumerate(series.items()):
@@ -116,8 +125,10 @@ def line_panels(
     width: Number = 4.4,
     height: Number = 2.8,
     each: Sequence[Mapping[str, Any]] | None = None,
+    alt: str = "",
+    caption: str = "",
     **options: Any,
-) -> Figure:
+) -> Picture:
     """Draw groups of lines side by side, with one legend for all.
 
     Args:
@@ -126,14 +137,24 @@ def line_panels(
         width: inches of one panel.
         height: inches of one panel.
         each: options of `lines` for each panel, where they differ.
+        alt: what they show, for readers who cannot see it; "" names the lines and their ends.
+        caption: stands under the picture.
         **options: options of `lines` for all panels.
 
     Returns:
-        A closed Figure.
+        A Picture.
     """
     if not groups:
         raise ValueError("groups: wanted one group of lines or more, got none")
-    with style():
+    own = [{**options, **more} for more in each or [{}] * len(groups)]
+    if len(own) != len(groups):
+        raise ValueError(f"each: wanted {len(groups)}, one a group, got {len(own)}")
+    read = {
+        title: one_length(series, more.get("x"))[0]
+        for (title, series), more in zip(groups.items(), own, strict=True)
+    }
+
+    def draw() -> Figure:
         fig, axes = plt.subplots(
             1,
             len(groups),
@@ -142,10 +163,8 @@ def line_panels(
             sharey=share,
             squeeze=False,
         )
-        plt.close(fig)
-        own = each or [{}] * len(groups)
-        for ax, (title, series), more in zip(axes[0], groups.items(), own, strict=True):
-            lines(series, ax=ax, **{**options, **more})
+        for ax, (title, series), more in zip(axes[0], read.items(), own, strict=True):
+            lines(series, ax=ax, **more)
             ax.set_title(title)
             if share:
                 ax.label_outer()
@@ -155,4 +174,18 @@ def line_panels(
                 found.setdefault(name, line)
         if len(found) > 1:
             fig.legend(found.values(), found.keys(), loc="outside right center")
-    return fig
+        return fig
+
+    return Picture(draw, alt=alt or describe_lines(read), caption=caption)
+
+
+def describe_lines(groups: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Name lines and where they start and end, for readers who cannot see them."""
+    said = []
+    for title, series in groups.items():
+        ends = []
+        for name, y in series.items():
+            y = y[np.isfinite(y)]
+            ends.append(f"{name} from {y[0]:.3g} to {y[-1]:.3g}" if y.size else f"{name}: nothing")
+        said.append(f"{title}: {', '.join(ends)}" if title else ", ".join(ends))
+    return "Lines: " + "; ".join(said)

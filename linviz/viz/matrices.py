@@ -1,7 +1,7 @@
-"""States and attention maps as heat maps: one matrix, several side by side, or a film strip.
+"""Matrices as heat maps: one, or several side by side on one scale; and how arguments are read.
 
-The measured parts (`limits`, `frames`, `ticks`) are plain functions of numbers and return numbers.
-The drawn parts read them. Arguments may be torch tensors, numpy arrays or lists.
+The measured parts (`limits`, `frames`, `ticks`, `thin`) are plain functions of numbers and return
+numbers. The drawn parts read them. Arguments may be torch tensors, numpy arrays or lists.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,38 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, SymLogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from linviz.viz.ink import INK, MAPS, style
+from linviz.mechanism import Trace
+from linviz.viz.ink import INK, MAPS
+from linviz.viz.picture import Picture
 
 Array = Any  # a torch tensor, a numpy array, or a list of numbers
 Number = float | int
 
+AXES = {  # letters of the glossary, as axes are named
+    "h": "head h",
+    "k": "key channel k",
+    "v": "value channel v",
+    "r": "feature r",
+    "d": "channel d",
+    "n": "state channel n",
+    "p": "value channel p",
+    "s": "cached token s",
+}
 
-def array(x: Array, name: str, letters: str) -> np.ndarray:
+
+def array(x: Array, name: str, letters: str, *, complex: bool = False) -> np.ndarray:
     """Copy any tensor to numpy, and check that it has the axes that `letters` names.
 
     Args:
         x: tensor, array or list.
         name: the argument's name, for the message.
         letters: one letter an axis, such as "t k v".
+        complex: let complex numbers pass.
 
     Returns:
-        A float64 (or boolean) array of the same shape.
+        A float64 (boolean, or complex128) array of the same shape.
 
     Raises:
         ValueError: if the number of axes differs, an axis is empty, or the numbers are complex.
@@ -45,8 +60,104 @@ def array(x: Array, name: str, letters: str) -> np.ndarray:
             "S[0, 0] or trace['S'][0, :, 0]"
         )
     if np.iscomplexobj(x):
-        raise ValueError(f"{name}: complex numbers have no place on one scale; pass .real or abs()")
+        if not complex:
+            raise ValueError(
+                f"{name}: complex numbers have no place on one scale; pass .real or abs()"
+            )
+        return x.astype(np.complex128)
     return x if x.dtype == bool else x.astype(float)
+
+
+def read(
+    x: Array,
+    name: str,
+    letters: str,
+    *,
+    part: str | None = None,
+    head: int = 0,
+    batch: int = 0,
+    complex: bool = False,
+) -> np.ndarray:
+    """Take numbers from a tensor, or from a trace, with time first.
+
+    Args:
+        x: a tensor, array or list with the axes of `letters`; or a Trace.
+        name: the argument's name, for the message.
+        letters: one letter an axis, such as "t k v".
+        part: of a trace, the entry to take; None takes the state (its first part).
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
+        complex: let complex numbers pass.
+
+    Returns:
+        A float64 (boolean, or complex128) array with as many axes as `letters`.
+
+    Raises:
+        ValueError: if the axes differ, or the trace has no such part, head or sequence.
+    """
+    if not isinstance(x, Trace):
+        return array(x, name, letters, complex=complex)
+    part = part or x.mechanism.state[0].name
+    if part not in x:
+        raise ValueError(f"part: this trace has {', '.join(x)}, not {part!r}")
+    axes = x.letters(part).split()
+    for axis, letter, at in (("head", "h", head), ("batch", "b", batch)):
+        size = x[part].shape[axes.index(letter)] if letter in axes else 1
+        if not -size <= at < size:
+            raise ValueError(f"{axis}: {part} has {size} of them, got {at}")
+    picked = x[part][tuple({"b": batch, "h": head}.get(a, slice(None)) for a in axes)]
+    left = [a for a in axes if a not in ("b", "h")]
+    if "t" in left:
+        picked = picked.movedim(left.index("t"), 0)
+    if picked.ndim != len(letters.split()):
+        raise ValueError(
+            f"{name}: wanted axes [{letters.replace(' ', ', ')}], got a trace of "
+            f"{x.mechanism.name} whose {part} has [{', '.join(left)}]; part= takes another of "
+            f"{', '.join(x)}"
+        )
+    return array(picked, name, letters, complex=complex)
+
+
+def thin(x: np.ndarray, most: Sequence[int]) -> tuple[np.ndarray, str]:
+    """Make a huge array small enough to look at.
+
+    Along the first axis every n-th entry is kept, and the last one; along the others each block
+    gives its number of largest magnitude, so that an outlier or a thin stripe stays in sight.
+
+    Args:
+        x: an array.
+        most: at most that many along each axis.
+
+    Returns:
+        The array, and a sentence that says what was done ("" if nothing was).
+    """
+    said = []
+    steps = thin_steps(len(x), most[0])
+    if len(steps) < len(x):
+        said.append(f"{len(steps)} of {len(x)} steps shown")
+    x = x[steps]
+    for axis in range(1, x.ndim):
+        size = x.shape[axis]
+        block = -(-size // most[axis])
+        if block > 1:
+            said.append(f"blocks of {block} of {size} shown by their largest magnitude")
+            cut = range(0, size, block)
+            parts = [np.take(x, range(i, min(i + block, size)), axis) for i in cut]
+            x = np.stack([_largest(part, axis) for part in parts], axis)
+    return x, ("; ".join(dict.fromkeys(said)).capitalize() + ".") if said else ""
+
+
+def _largest(x: np.ndarray, axis: int) -> np.ndarray:
+    """The number of largest magnitude along an axis, with its sign; NaN where there is one."""
+    at = np.expand_dims(np.argmax(np.abs(x), axis), axis)  # NaN is the largest of all
+    return np.take_along_axis(x, at, axis).squeeze(axis)
+
+
+def thin_steps(T: int, most: int) -> np.ndarray:
+    """Every n-th of T steps and the last, at most `most` of them."""
+    if T <= most:
+        return np.arange(T)
+    return np.linspace(0, T - 1, most).round().astype(int)
 
 
 def limits(
@@ -129,9 +240,26 @@ def ticks(labels: Sequence[str], most: int = 64) -> tuple[list[int], list[str]]:
         Positions and texts.
     """
     step = -(-len(labels) // most)
-    shown = str.maketrans(" \n", "\N{OPEN BOX}\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
     at = list(range(0, len(labels), step))
-    return at, [str(labels[i]).translate(shown) for i in at]
+    return at, [_visible(str(labels[i])) for i in at]
+
+
+def _visible(word: str) -> str:
+    """A word whose line ends, and whose spaces at both ends, can be seen."""
+    core = word.strip(" ")
+    left = len(word) - len(word.lstrip(" "))
+    right = len(word) - left - len(core)
+    space = "\N{OPEN BOX}"
+    core = core.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
+    return space * left + core + space * right
+
+
+def check_labels(x: np.ndarray, options: Mapping[str, Any]) -> None:
+    """Refuse options "rows" and "cols" that are not one label a row or column of x [i, j]."""
+    for name, size in zip(("rows", "cols"), x.shape, strict=True):
+        labels = options.get(name)
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{name}: wanted {size} labels, got {len(labels)}")
 
 
 def heat(
@@ -168,9 +296,7 @@ def heat(
     """
     x = array(x, "x", "i j")
     empty = hidden(x, mask)
-    for name, labels, size in (("rows", rows, x.shape[0]), ("cols", cols, x.shape[1])):
-        if labels is not None and len(labels) != size:
-            raise ValueError(f"{name}: wanted {size} labels, got {len(labels)}")
+    check_labels(x, {"rows": rows, "cols": cols})
     kind, vmin, vmax = limits(x[~empty], kind, vmax)
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
@@ -186,9 +312,11 @@ def heat(
     ax.spines[:].set_visible(False)
     ax.set(ylabel=f"{row_name} ({x.shape[0]})", xlabel=f"{col_name} ({x.shape[1]})")
     for axis, labels in ((ax.yaxis, rows), (ax.xaxis, cols)):
-        if labels is not None:
-            axis.set_ticks(*ticks(labels))
-            axis.set_tick_params(length=0, labelsize="small" if len(labels) <= 32 else "x-small")
+        if labels is None:
+            axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        else:
+            axis.set_ticks(*ticks(labels, 48))
+            axis.set_tick_params(length=0, labelsize=7.5 if len(labels) <= 32 else 7)
     if bar:
         color_bar([ax])
     return ax
@@ -208,7 +336,7 @@ def color_bar(axes: Sequence[Axes]) -> None:
     bar = axes[0].figure.colorbar(image, ax=list(axes), extend=extend, shrink=0.8, aspect=25)
     at = [low, 0.0, high] if low < 0 else [0.0, high]
     if isinstance(image.norm, SymLogNorm):
-        powers = 10.0 ** np.arange(np.floor(np.log10(image.norm.linthresh)), np.log10(high / 2))
+        powers = 10.0 ** np.arange(np.floor(np.log10(image.norm.linthresh)), np.log10(high / 3.5))
         at += [p for p in powers if p >= image.norm.linthresh]
     bar.set_ticks(sorted(at), labels=[f"{t:.3g}" if t < 1e4 else f"{t:.2e}" for t in sorted(at)])
     bar.minorticks_off()
@@ -221,8 +349,10 @@ def panels(
     share: bool = True,
     width: Number = 2.6,
     columns: int = 4,
+    alt: str = "",
+    caption: str = "",
     **options: Any,
-) -> Figure:
+) -> Picture:
     """Draw several matrices side by side.
 
     Args:
@@ -231,17 +361,22 @@ def panels(
             differ, such as counts beside proportions).
         width: inches of one panel.
         columns: panels in a row.
+        alt: what they show, for readers who cannot see it; "" names the matrices and their range.
+        caption: stands under the picture.
         **options: for `heat`.
 
     Returns:
-        A closed Figure.
+        A Picture.
     """
     if not states:
         raise ValueError("states: wanted one matrix or more, got none")
     states = {name: array(x, f"states[{name!r}]", "i j") for name, x in states.items()}
+    empty = {name: hidden(x, options.get("mask")) for name, x in states.items()}
+    for x in states.values():
+        check_labels(x, options)
+    seen = np.concatenate([x[~empty[name]] for name, x in states.items()])
+    kind, _, vmax = limits(seen, options.get("kind"), options.get("vmax"))
     if share:
-        seen = np.concatenate([x[~hidden(x, options.get("mask"))] for x in states.values()])
-        kind, _, vmax = limits(seen, options.get("kind"), options.get("vmax"))
         options |= {"kind": kind, "vmax": vmax}
         if options.get("log") is True:
             options["log"] = linear_below(seen, vmax)
@@ -249,7 +384,8 @@ def panels(
     lines = -(-len(states) // columns)
     tall = width * np.clip(max(x.shape[0] / x.shape[1] for x in states.values()), 0.3, 3)
     bars = 0.0 if share else 0.6  # inches that each panel's own bar takes
-    with style():
+
+    def draw() -> Figure:
         fig, axes = plt.subplots(
             lines,
             columns,
@@ -257,7 +393,6 @@ def panels(
             layout="constrained",
             squeeze=False,
         )
-        plt.close(fig)
         for ax, (name, x) in zip(axes.flat, states.items(), strict=False):
             heat(x, ax=ax, bar=not share, **options)
             ax.set_title(name)
@@ -266,22 +401,35 @@ def panels(
             ax.remove()
         if share:
             color_bar(list(axes.flat[: len(states)]))
-    return fig
+        return fig
+
+    return Picture(draw, alt=alt or describe(states), caption=caption)
+
+
+def describe(states: Mapping[str, np.ndarray]) -> str:
+    """Name matrices, their sizes and ranges, for readers who cannot see them."""
+    said = []
+    for name, x in states.items():
+        finite = x[np.isfinite(x)]
+        span = f"from {finite.min():.3g} to {finite.max():.3g}" if finite.size else "not finite"
+        said.append(f"{name or 'a matrix'} ({' x '.join(map(str, x.shape))}), {span}")
+    return "Heat map of " * (len(said) == 1) + "Heat maps: " * (len(said) > 1) + "; ".join(said)
 
 
 def film_strip(
     S: Array, *, at: Sequence[int] | None = None, most: int = 8, **options: Any
-) -> Figure:
+) -> Picture:
     """Draw a state at several times, on one shared scale.
 
     Args:
-        S: [t, k, v], the state after each step, of one batch and head: `trace["S"][0, :, 0]`.
+        S: [t, k, v], the state after each step, of one batch and head: `trace["S"][0, :, 0]`; or a
+            Trace, see `read`.
         at: the steps to show, see `frames`.
         most: never more frames than this.
         **options: for `panels` and `heat`.
 
     Returns:
-        A closed Figure.
+        A Picture.
     """
-    S = array(S, "S", "t k v")
+    S = read(S, "S", "t k v")
     return panels({f"t = {t}": S[t] for t in frames(len(S), at, most)}, **options)
