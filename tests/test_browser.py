@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from linviz import viz
-from linviz.viz.scrubber import Frames, Lines, Points, Rows, Scrubber
+from linviz.viz import Frames, Lines, Points, Rows, Scrubber
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)

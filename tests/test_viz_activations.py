@@ -10,8 +10,7 @@ import torch
 
 import linviz as lv
 from linviz import viz as act
-from linviz.viz import INK
-from linviz.viz.scrubber import Lines, Rows
+from linviz.viz import INK, Lines, Rows
 
 RNG = np.random.default_rng(0)
 

@@ -64,8 +64,9 @@ from linviz.viz.memory import (
     transition,
     transition_spectrum,
 )
+from linviz.viz.moving import Frames, Lines, Points, Rows
 from linviz.viz.picture import Picture, save_card
-from linviz.viz.scrubber import Frames, Lines, Points, Rows, Scrubber
+from linviz.viz.scrubber import Scrubber
 from linviz.viz.sparsity import (
     best_recall,
     effective_context,

@@ -43,8 +43,9 @@ from linviz.viz.matrices import (
     thin,
     ticks,
 )
+from linviz.viz.moving import Lines, Rows, count_by
 from linviz.viz.picture import Picture
-from linviz.viz.scrubber import Lines, Rows, Scrubber, count_by
+from linviz.viz.scrubber import Scrubber
 
 MOST_CELLS = 512  # columns of a map: at book width each has a pixel; more are shown in blocks
 MOST_LAYERS = 6  # maps in one picture; of more layers some are shown

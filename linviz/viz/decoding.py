@@ -14,7 +14,8 @@ from linviz.viz.curves import lines
 from linviz.viz.diagrams import count_text
 from linviz.viz.ink import INK
 from linviz.viz.matrices import read, thin_steps
-from linviz.viz.scrubber import Frames, Lines, Scrubber
+from linviz.viz.moving import Frames, Lines
+from linviz.viz.scrubber import Scrubber
 from linviz.viz.triangular import whole
 
 

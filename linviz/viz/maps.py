@@ -18,8 +18,9 @@ from linviz.mechanism import Trace
 from linviz.viz.curves import lines
 from linviz.viz.ink import INK, LINES
 from linviz.viz.matrices import Array, Number, array, heat, limits, panels, thin, thin_steps
+from linviz.viz.moving import MOST_ROWS, Lines, Points, Rows
 from linviz.viz.picture import Picture
-from linviz.viz.scrubber import MOST_ROWS, Lines, Points, Rows, Scrubber
+from linviz.viz.scrubber import Scrubber
 from linviz.viz.sparsity import (
     MEASURES,
     best_recall,

@@ -65,10 +65,16 @@ def style_sheet() -> str:
     )
 
 
-def short(text: str) -> str:
-    """An SVG whose outlines are given to a hundredth of a point."""
+def plain(text: str) -> str:
+    """An SVG whose outlines are given to a hundredth of a point, and whose ids are numbered.
+
+    Matplotlib's ids change from one drawing to the next.
+    """
     cut = partial(re.sub, r"(\.\d\d)\d+", r"\1")
-    return re.sub(r' d="[^"]*"', lambda found: cut(found[0]), text)
+    text = re.sub(r' d="[^"]*"', lambda found: cut(found[0]), text)
+    ids = dict.fromkeys(re.findall(r'id="([a-zA-Z]?[0-9a-f]{10})"', text))
+    numbered = {name: f"{name[0]}{i}" for i, name in enumerate(ids)}
+    return re.sub(r"[a-zA-Z]?[0-9a-f]{10}", lambda found: numbered.get(found[0], found[0]), text)
 
 
 def _cells(ax: Axes) -> list[PathPatch]:
@@ -121,7 +127,7 @@ def render(fig: Figure, kind: str) -> bytes:
                 image.set_visible(True)
             for shape in shapes:
                 shape.remove()
-    return short(out.getvalue().decode()).encode() if kind == "svg" else out.getvalue()
+    return plain(out.getvalue().decode()).encode() if kind == "svg" else out.getvalue()
 
 
 def save_card(fig: Figure, path: str | FilePath) -> FilePath:

@@ -28,17 +28,9 @@ from linviz.viz.memory import (
     steps,
     within,
 )
+from linviz.viz.moving import MOST_CELLS, MOST_FRAMES, MOST_ROWS, Frames, Lines, Points, Rows
 from linviz.viz.picture import Picture
-from linviz.viz.scrubber import (
-    MOST_CELLS,
-    MOST_FRAMES,
-    MOST_ROWS,
-    Frames,
-    Lines,
-    Points,
-    Rows,
-    Scrubber,
-)
+from linviz.viz.scrubber import Scrubber
 
 CURVES = 6  # lines of one kind in a panel
 WORKING = 2**25  # numbers of the states that are held while measuring

@@ -26,8 +26,9 @@ from linviz.viz.memory import (
     transition_spectrum,
     within,
 )
+from linviz.viz.moving import MOST_ROWS, Lines, Points, Rows
 from linviz.viz.picture import Picture
-from linviz.viz.scrubber import MOST_ROWS, Lines, Points, Rows, Scrubber
+from linviz.viz.scrubber import Scrubber
 from linviz.viz.states import (
     ATTENDED,
     CURVES,
