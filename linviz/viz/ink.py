@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.colors import LinearSegmentedColormap
 
 _THEME = ContextVar("theme", default="light")
 
@@ -68,13 +69,18 @@ _OTHERS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 _OTHERS_DARK = ("#F2B632", "#4C9FEA", "#2CC79B", "#FF8A47", "#E79CC6", "#8CD3FF", "#F0E442")
 LINES = Themed(light=("#000000", *_OTHERS), dark=("#F5F6F8", *_OTHERS_DARK))
 
+# On a dark ground 0 is dark. Matplotlib's own maps of that kind keep small numbers nearly black.
+_STOPS = ((0, "#B9DEFF"), (0.25, "#3F8FDC"), (0.5, "#23272C"), (0.75, "#D9662B"), (1, "#FFCFA6"))
+if "linviz_dark" not in mpl.colormaps:
+    mpl.colormaps.register(LinearSegmentedColormap.from_list("linviz_dark", _STOPS))
+
 MAPS = Themed(
     light={
         "signed": "RdBu_r",  # diverging, 0 in the middle
         "count": "viridis",  # 0 and up
         "gate": "cividis",  # between 0 and 1
     },
-    dark={"signed": "berlin", "count": "viridis", "gate": "cividis"},
+    dark={"signed": "linviz_dark", "count": "viridis", "gate": "cividis"},
 )
 
 

@@ -435,8 +435,9 @@ class Lines:
                 f'<path class="lv-line" style="stroke:{ink};stroke-dasharray:{dash}" '
                 f'd="M{left + wide + 8} {at - 4}h14"/>'
             )
+            colon = ": " * bool(name)
             names.append(
-                f'<text x="{left + wide + 26}" y="{at}">{html.escape(name)} '
+                f'<text x="{left + wide + 26}" y="{at}">{html.escape(name)}{colon}'
                 '<tspan class="lv-value"></tspan></text>'
             )
             values.append([float(f"{v:.5g}") if np.isfinite(v) else None for v in y])

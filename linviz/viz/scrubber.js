@@ -16,7 +16,11 @@ function render({ model, el }) {
     image.src = "data:image/png;base64," + data.head[panel.id] + palette + data.tail[panel.id];
   }
   const spot = (panel) => [(t % panel.across) * panel.w, Math.floor(t / panel.across) * panel.h];
-  const short = (x) => (x === null ? "–" : String(Number(x.toPrecision(4))));
+  function short(x) {
+    if (x === null) return "–";
+    const size = Math.abs(x);
+    return size && (size < 1e-3 || size >= 1e6) ? x.toExponential(1) : String(Number(x.toPrecision(3)));
+  }
 
   const draw = {
     frames(panel) {
@@ -108,7 +112,7 @@ function render({ model, el }) {
     if (level === 253 && panel.over) return "≥ " + short(high);
     if (level === 0 && panel.under) return "≤ " + short(low);
     const close = table ? "" : " ± " + Number(((high - low) / 506).toPrecision(1));
-    return "= " + Number(number.toPrecision(3)) + close;
+    return "= " + short(number) + close;
   }
   function learn(panel) {
     if (panel.asked) return;

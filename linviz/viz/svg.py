@@ -24,7 +24,11 @@ class Scale:
             span = (span[0] / 2, span[1] * 2) if log else (span[0] - 0.5, span[1] + 0.5)
         self.norm = LogNorm(*span) if log else Normalize(*span)
         whole = not log and bool((x % 1 == 0).all())
-        at = (LogLocator() if log else MaxNLocator(5, integer=whole)).tick_values(*span)
+        few = span[1] < 100 * span[0]  # less than two decades: 2 and 5 of each, too
+        marks = (
+            LogLocator(subs=(1, 2, 5) if few else (1,)) if log else MaxNLocator(5, integer=whole)
+        )
+        at = marks.tick_values(*span)
         if not tight and not log:
             self.norm = Normalize(min(at[0], span[0]), max(at[-1], span[1]))
         inside = [t for t in at if self.norm.vmin <= t <= self.norm.vmax]
