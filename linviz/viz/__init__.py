@@ -27,6 +27,7 @@ from linviz.viz.diagrams import (
     order_flops,
     product_order,
 )
+from linviz.viz.explorer import Explorer
 from linviz.viz.family import family_tree
 from linviz.viz.gates import gate_extremes, gate_histogram, gate_shares, two_sided
 from linviz.viz.ink import INK, LINES, MAPS, style
@@ -102,12 +103,13 @@ from linviz.viz.triangular import (
     triangles,
 )
 
-_PLAY = ("Explorer", "explore_chunks", "explore_cost", "explore_forms", "explore_state")
+_PLAY = ("explore_chunks", "explore_cost", "explore_forms", "explore_state")
 
 __all__ = [
     "INK",
     "LINES",
     "MAPS",
+    "Explorer",
     "Frames",
     "Lines",
     "Picture",

@@ -184,10 +184,13 @@ class Picture:
         Returns:
             A closed Figure.
         """
-        with style(theme):
-            fig = self.draw()
-        plt.close(fig)
-        return fig
+        open_before = set(plt.get_fignums())
+        try:
+            with style(theme):
+                return self.draw()
+        finally:
+            for number in set(plt.get_fignums()) - open_before:
+                plt.close(number)
 
     def _stills(self) -> tuple[str, bytes]:
         """Both themes' images as HTML, and the light one as PNG."""

@@ -30,6 +30,7 @@ from linviz.viz.picture import Picture, by_theme, render, style_sheet
 from linviz.viz.sprites import palette, sprite_sheet, text64
 
 STILLS = 6  # steps that the still picture shows
+KEYS = ' data-lm-suppress-shortcuts="true"'  # JupyterLab, leave the keys to what has the focus
 
 
 @cache
@@ -208,8 +209,8 @@ class Scrubber(Picture):
         """The figure element around the panels."""
         label = html.escape(self.alt)
         return (
-            f'<figure class="lv lv-scrubber" role="group" tabindex="0" aria-label="{label}" '
-            f'data-lm-suppress-shortcuts="true"><style>{_style()}</style>{stills}{self._words()}'
+            f'<figure class="lv lv-scrubber" role="group" tabindex="0" aria-label="{label}"'
+            f"{KEYS}><style>{_style()}</style>{stills}{self._words()}"
             f"<script>{_script()}</script></figure>"
         )
 
@@ -238,9 +239,10 @@ class Scrubber(Picture):
         encoded = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return (
             f'<div class="lv-panels">{"".join(page for page, _, _ in pages)}</div>{tokens}'
-            '<div class="lv-controls"><button type="button" class="lv-play">▶ play</button>'
-            f'<input class="lv-slider" type="range" min="0" max="{len(self.steps) - 1}" step="1" '
-            f'value="{self.start}" aria-label="time t"><output class="lv-time"></output></div>'
+            f'<div class="lv-controls"><button type="button" class="lv-play"{KEYS}>▶ play</button>'
+            f'<input class="lv-slider"{KEYS} type="range" min="0" max="{len(self.steps) - 1}" '
+            f'step="1" value="{self.start}" aria-label="time t"><output class="lv-time"></output>'
+            "</div>"
             '<p class="lv-readout" aria-live="polite"></p>'
             "<noscript>This figure moves by JavaScript.</noscript>"
             '<script type="application/json">' + encoded.replace("</", "<\\/") + "</script>"
