@@ -9,6 +9,7 @@ import sys
 import types
 
 import IPython
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from linviz.viz import explorer as core
 from linviz.viz.explorer import Choice, Slider, Typed
 from linviz.viz.memory import steps
 from linviz.viz.shapes import crowded
+
+plt.switch_backend("Agg")  # before a test stands in for IPython, which pyplot would talk to
 
 TEXT = "abracadabra"
 
