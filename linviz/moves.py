@@ -9,14 +9,12 @@ Kinds. x is the product of what a move takes, axis by axis: equal letters are ma
     On a belt S:
         decay: S becomes x S.
         write: S becomes S + x.
-        erase: S becomes S - x (y^T S): y is the last thing taken, summed over `over`.
+        erase: S becomes S - x, where x holds what an earlier move read from S.
         append: S grows by one row.
         push: a new column enters S at the front and the oldest falls out.
     From a belt S:
         read: x S, summed over `over`; twice the real part if complex (modes stand for pairs).
         score: the same over the root of the number of channels summed.
-        weigh: with y the sum of what is taken and m = max(S, y), gives e^(S-m) and e^(y-m), and as
-            a third m itself: two numbers known by their exponents, on a common scale.
     Between them:
         multiply: x, summed over `over`.
         skip: adds x, summed over `over`, to what is there already.
@@ -25,6 +23,9 @@ Kinds. x is the product of what a move takes, axis by axis: equal letters are ma
         rest: 1 - x.
         sigmoid, tanh: of what is taken; with a belt S, it takes x and W, and it is that of
             x + W^T S, where whatever else is taken multiplies W^T S.
+
+A part of the state named max is a scale that only keeps numbers small (RWKV-4): the moves act on
+what num and den are at max = 0, see `unscaled`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +47,6 @@ KINDS = {
     "push": "{belt} shifts in {x}",
     "read": "{belt}, read with {x}, gives {gives}",
     "score": "{belt}, compared with {x}, gives {gives}",
-    "weigh": "{belt} is weighed against {x}",
     "multiply": "{x} multiply to {gives}",
     "skip": "{gives} takes in {x} past the state",
     "divide": "{x} divided give {gives}",
@@ -73,6 +73,21 @@ class Made:
     of: tuple[str, ...] = ()
 
 
+class Exp:
+    """E to the power of the sum of inputs.
+
+    Attributes:
+        of: the inputs' names.
+    """
+
+    def __init__(self, *of: str):
+        """Name the inputs."""
+        self.of = of
+
+    def __repr__(self) -> str:
+        return f"Exp{self.of}"
+
+
 @dataclass(frozen=True)
 class Move:
     """One thing that happens at one token.
@@ -83,7 +98,7 @@ class Move:
             sign of the move says it all.
         belt: the part of the state it acts on or takes from, "" for none.
         takes: inputs, parts of the state, options, or what earlier moves gave, by name; and
-            entries that the trace holds ready.
+            entries that the trace holds ready, or the Exp of inputs.
         equation: its number in the room's docstring.
         gives: the names of what comes out, if that is not the belt. The output's name ends a cell;
             a belt's name replaces what was on the belt.
@@ -95,7 +110,7 @@ class Move:
     kind: str
     label: str
     belt: str
-    takes: tuple[str | Made, ...]
+    takes: tuple[str | Made | Exp, ...]
     equation: int
     gives: tuple[str, ...] = ()
     over: str = ""
@@ -104,8 +119,8 @@ class Move:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The names that arrows into this move come from; made entries count as their inputs."""
-        names = [x.of if isinstance(x, Made) else (x,) for x in self.takes]
+        """The names that arrows into this move come from; what is made counts as its inputs."""
+        names = [(x,) if isinstance(x, str) else x.of for x in self.takes]
         return tuple(dict.fromkeys(name for group in names for name in group))
 
     @cached_property
@@ -175,9 +190,8 @@ def write(move: Move, S: Named, taken: Taken) -> Named:
 
 
 def erase(move: Move, S: Named, taken: Taken) -> Named:
-    """S becomes S - x (y^T S)."""
-    gone = product([*taken, product([taken[-1], S], move.over)])
-    return Named(S.x - spread(gone, S.letters), S.letters)
+    """S becomes S - x."""
+    return Named(S.x - spread(product(taken), S.letters), S.letters)
 
 
 def append(move: Move, S: Named, taken: Taken) -> Named:
@@ -199,13 +213,6 @@ def score(move: Move, S: Named, taken: Taken) -> Named:
     """X S, summed, over the root of the number of channels."""
     seen = read(move, S, taken)
     return Named(seen.x / S.x.shape[S.letters.index(move.over)] ** 0.5, seen.letters)
-
-
-def weigh(move: Move, S: Named, taken: Taken) -> tuple[Named, ...]:
-    """Two numbers known by their exponents, on a common scale."""
-    y = sum(spread(a, S.letters) for a in taken)
-    m = torch.maximum(S.x, y)
-    return tuple(Named(x, S.letters) for x in ((S.x - m).exp(), (y - m).exp(), m))
 
 
 def skip(move: Move, there: Named, taken: Taken) -> Named:
@@ -248,7 +255,6 @@ PLAY: Mapping[str, Callable[..., Any]] = {
     "push": push,
     "read": read,
     "score": score,
-    "weigh": weigh,
     "multiply": lambda move, S, taken: product(taken, move.over),
     "skip": skip,
     "divide": divide,
@@ -264,7 +270,8 @@ class Replay(NamedTuple):
 
     Attributes:
         output: [b, t, ...].
-        belts: each part of the state after each token, [b, t, ...]; a cache after the last.
+        belts: each part of the state after each token, [b, t, ...], as `unscaled` gives it; a cache
+            after the last.
         after: for each move what it gave, [b, t, ...]: the belt as it left it, or what came out;
             rows that grow with time are filled up with NaN.
         added: for each move that writes or skips, what it added, [b, t, ...]; None for others.
@@ -300,6 +307,7 @@ def replay(trace: Any, S: Any = None, *, moves: Sequence[Move] | None = None) ->
     kind = trace[m.output.name].dtype
     start = m.parts(S, "replay") or m.initial_state(trace.sizes, kind, trace.inputs)
     belts = {x.name: Named(part, letters(x)) for x, part in zip(m.state, start, strict=True)}
+    belts = unscaled(belts)
     output, path, after, added = [], [], [], []
     for t in range(T):
         values = dict(belts)
@@ -318,6 +326,17 @@ def replay(trace: Any, S: Any = None, *, moves: Sequence[Move] | None = None) ->
         tuple(map(over_time, zip(*after, strict=True))),
         tuple(map(over_time, zip(*added, strict=True))),
     )
+
+
+def unscaled(parts: Mapping[str, Named]) -> dict[str, Named]:
+    """The parts of a state with the scale put back: num e^max and den e^max, and no max.
+
+    A state without a part named max stays as it is.
+    """
+    if "max" not in parts:
+        return dict(parts)
+    scale = parts["max"].x.exp()
+    return {name: Named(a.x * scale, a.letters) for name, a in parts.items() if name != "max"}
 
 
 def active(moves: Sequence[Move], options: Mapping[str, Any]) -> tuple[Move, ...]:
@@ -356,21 +375,26 @@ def play(
         taken = [look_up(x, values, trace, t) for x in move.takes]
         there = look_up(move.gives[0] if move.kind == "skip" else move.belt, values, trace, t)
         came = PLAY[move.kind](move, there, taken)
-        came = came if move.kind == "weigh" else (came,)
-        values.update(zip(move.gives or (move.belt,), came, strict=False))
+        values[move.gives[0] if move.gives else move.belt] = came
         extra = None
         if move.kind in ("write", "skip"):
             extra = spread(product(taken, move.over), there.letters).expand_as(there.x)
             extra = Named(extra, there.letters)
-        yield came[0], extra
+        yield came, extra
 
 
-def look_up(take: str | Made, values: Mapping[str, Named], trace: Any, t: int) -> Named | None:
+def look_up(
+    take: str | Made | Exp, values: Mapping[str, Named], trace: Any, t: int
+) -> Named | None:
     """What a move takes, at one token; None for no name."""
     if not take:
         return None
     if isinstance(take, Made):
         return at(trace[take.name], letters(take), t)
+    if isinstance(take, Exp):
+        terms = [look_up(name, values, trace, t) for name in take.of]
+        most = max((a.letters for a in terms), key=len)
+        return Named(sum(spread(a, most) for a in terms).exp(), most)
     if take in values:
         return values[take]
     for spec in trace.mechanism.inputs:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import linviz as lv
-from linviz.moves import KINDS, PLAY, Made, Move, Named, product, replay, stations
+from linviz.moves import KINDS, PLAY, Exp, Made, Move, Named, product, replay, stations, unscaled
 
 SIZES = {"B": 2, "H": 3, "K": 5, "V": 4, "N": 6, "P": 7, "D": 8}
 ALL = pytest.mark.parametrize("m", lv.registry, ids=lambda m: m.name)
@@ -32,8 +32,14 @@ def far(x, y):
 def wrong(trace, **options):
     """The greatest difference between a replay and its trace, over output and state."""
     played, m = replay(trace, **options), trace.mechanism
-    found = [far(played.output.x, trace[m.output.name])]
-    return max(found + [far(played.belts[x.name].x, trace[x.name]) for x in m.state])
+    parts = unscaled({x.name: Named(trace[x.name], "") for x in m.state})
+    found = [far(played.belts[name].x, part.x) for name, part in parts.items()]
+    return max([*found, far(played.output.x, trace[m.output.name])])
+
+
+def belts(m):
+    """The parts of the state that moves act on: all but a scale."""
+    return [x.name for x in m.state if x.name != "max"]
 
 
 def same(label):
@@ -50,7 +56,7 @@ def test_moves_compute_output_and_state(m):
     assert wrong(trace) < 1e-10
     played = replay(trace)
     assert played.output.x.shape == trace[m.output.name].shape
-    assert all(played.belts[x.name].x.shape == trace[x.name].shape for x in m.state)
+    assert all(played.belts[name].x.shape == trace[name].shape for name in belts(m))
 
 
 @ALL
@@ -93,8 +99,6 @@ def swapped(m, first, second):
         *[(name, "decay", "write") for name in ("lstm", "gru", "rwkv4", "rwkv5", "rwkv6", "kda")],
         *[(name, "write", "read") for name in ("linear_attention", "gla", "mamba", "deltanet")],
         *[(name, "read", "decay") for name in ("rwkv5", "rwkv6", "rwkv7", "rwkv4")],
-        *[(name, "erase", "write") for name in ("deltanet", "gated_deltanet", "kda")],
-        ("kda", "decay", "erase"),
         ("rwkv7", "decay", "write"),
     ],
 )
@@ -108,9 +112,40 @@ def test_another_order_gives_other_numbers(name, first, second):
 
 def test_where_the_order_does_not_count():
     """A gate for the whole state commutes with an erase; a gate a channel does not."""
-    gated, kda = lv.gated_deltanet, lv.kda
-    assert wrong(traced(gated), moves=swapped(gated, "decay", "erase")) < 1e-10
-    assert wrong(traced(kda), moves=swapped(kda, "decay", "erase")) > 1e-3
+    for m, commutes in ((lv.gated_deltanet, True), (lv.kda, False)):
+        fade, look, erase, *rest = m.moves
+        error = wrong(traced(m), moves=(look, erase, fade, *rest))
+        assert error < 1e-10 if commutes else error > 1e-3
+
+
+@pytest.mark.parametrize("name", ["deltanet", "gated_deltanet", "kda"])
+def test_a_delta_rule_looks_up_before_it_writes(name):
+    m = lv.registry[name]
+    *before, look, erase, write, read = m.moves
+    assert look.kind == "read" and erase.kind == "erase"
+    assert wrong(traced(m), moves=(*before, look, write, erase, read)) < 1e-10
+    assert wrong(traced(m), moves=(*before, write, look, erase, read)) > 1e-3
+
+
+def test_rwkv_4_without_its_scale():
+    """num e^max and den e^max by hand: the sums of e^k v and e^k that fade by e^w."""
+    w, u, k, v = lv.rwkv4.example(3, dtype=torch.float64, D=2)
+    trace = lv.rwkv4.trace(w, u, k, v)
+    num = (
+        (k[0, 0] + 2 * w).exp() * v[0, 0] + (k[0, 1] + w).exp() * v[0, 1] + k[0, 2].exp() * v[0, 2]
+    )
+    played = replay(trace)
+    assert set(played.belts) == {"num", "den"}
+    torch.testing.assert_close(played.belts["num"].x[0, 2], num)
+    state = {name: Named(trace[name], "btd") for name in ("num", "den", "max")}
+    torch.testing.assert_close(unscaled(state)["num"].x[0, 2], num)
+    gla = {"S": Named(trace["num"], "btd")}
+    assert unscaled(gla) == gla
+
+
+def test_an_exp_adds_its_inputs():
+    move = Move("skip", "", "", (Exp("u", "k"),), 1)
+    assert move.sources == ("u", "k") and repr(move.takes[0]) == "Exp('u', 'k')"
 
 
 @ALL
@@ -140,7 +175,7 @@ def test_every_input_and_part_of_the_state_is_moved(m):
     sources = {name for move in m.moves for name in move.sources}
     assert {x.name for x in m.inputs} <= sources
     touched = {name for move in m.moves for name in (move.belt, *move.gives)}
-    assert {x.name for x in m.state} <= touched
+    assert set(belts(m)) <= touched and "max" not in touched
     assert m.output.name in touched
 
 
@@ -192,7 +227,7 @@ def test_stations_of_a_delta_rule():
     """After an erase with beta = 1 nothing is found under the key."""
     q, k, v, beta = lv.deltanet.example(6, H=1, K=3, V=4, dtype=torch.float64)
     tr = lv.deltanet.trace(q, k, v, torch.ones_like(beta))
-    erased = stations(tr)[lv.deltanet.moves[0].title]
+    erased = stations(tr)[lv.deltanet.moves[1].title]
     found = (k[0, :, 0, :, None] * erased).sum(1)
     assert found.abs().max() < 1e-12 < erased.abs().max()
 

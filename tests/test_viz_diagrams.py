@@ -23,7 +23,7 @@ from linviz.viz.diagrams import (
     order_flops,
     product_order,
 )
-from linviz.viz.family import arranged, family_tree, generations, wrap
+from linviz.viz.family import arranged, family_tree, generations, lettered, wrap
 from linviz.viz.layered import apart, tracks
 from linviz.viz.shapes import crowded
 from linviz.viz.triangular import (
@@ -182,12 +182,13 @@ def test_the_work_of_chunks_is_drawn_to_scale():
             assert bar.get_width() == pytest.approx(118 * count / most)
     written = words(fig)
     for expected in (
-        "32 steps in a row",
-        "4 steps in a row",
-        "1 step in a row",
+        "32 steps that wait for each other",
+        "4 steps that wait for each other",
+        "1 step",
         "A v",
-        "q S₁",
-        "S₄",
+        r"$q\,S_{[1]}$",
+        "$S_{[4]}$",
+        "to the next\nchunk",
     ):
         assert expected in written
 
@@ -215,14 +216,23 @@ def test_cache_or_state(T, theme):
     picture = cache_or_state([lv.softmax, lv.retnet, lv.mamba2], T=T)
     fig = picture.figure(theme)
     assert crowded(fig) == []
-    frames, growth = picture.panels
-    filled = (~frames.empty).sum((1, 2))
+    cache, state, growth = picture.panels
     if T <= 64:  # one cell is one number
-        np.testing.assert_array_equal(filled, numbers_held(lv.softmax, T, H=1) + 256)
+        filled = (~cache.empty).sum((1, 2))
+        np.testing.assert_array_equal(filled, numbers_held(lv.softmax, T, H=1))
+    assert (~state.empty).sum((1, 2)).tolist() == [256] * len(cache.times)
+    assert (state.norm.vmin, state.norm.vmax) == (cache.norm.vmin, cache.norm.vmax)
+    for pixels in (1, 0):  # a number is as wide and as high in both
+        sizes = {panel.place(True)[pixels] / panel.sizes[pixels] for panel in (cache, state)}
+        assert max(sizes) == pytest.approx(min(sizes))
+    limits = [ax.get_xlim()[1] + 0.5 for ax in fig.axes if ax.images][:2]
+    assert limits[0] == pytest.approx(max(T, 16) / -(-T // 128))
     assert growth.cross == (8 if T > 8 else None)  # 32 (t + 1) > 16 x 16
     assert ("from t = 8 on" in picture.alt) == (T > 8)
     assert bool(picture.note) == (T > 64)
-    np.testing.assert_array_equal(growth.series["Softmax attention"], 32 * (growth.steps + 1.0))
+    np.testing.assert_array_equal(
+        growth.series["Softmax attention"], 32 * (np.array(growth.times) + 1.0)
+    )
     np.testing.assert_array_equal(growth.series["Retention"], 256)
 
 
@@ -235,15 +245,15 @@ def test_the_outlines_grow_with_the_cache():
 
 def test_memory_in_bytes_starts_at_the_crossover():
     picture = cache_or_state([lv.softmax, lv.retnet], T=12, number_bytes=2)
-    assert picture.start == 8 and picture.panels[1].series["Retention"][0] == 512
-    assert "Bytes held" in picture.html()
+    assert picture.start == 8 and picture.panels[2].series["Retention"][0] == 512
+    assert "bytes held" in picture.html()
 
 
 @pytest.mark.parametrize("name", [m.name for m in lv.registry if not m.cache])
 def test_each_state_has_its_cells(name):
     kept = lv.registry[name]
     picture = cache_or_state([lv.softmax, kept], T=3)
-    cells = (~picture.panels[0].empty[0]).sum() - 32
+    cells = (~picture.panels[1].empty[0]).sum()
     assert cells == numbers_held(kept, 1, H=1)[0]
 
 
@@ -252,7 +262,7 @@ def test_cache_or_state_refuses():
         cache_or_state([lv.gla])
     with pytest.raises(ValueError, match="got softmax"):
         cache_or_state([lv.softmax])
-    with pytest.raises(ValueError, match="sizes: N"):
+    with pytest.raises(ValueError, match="sizes: wanted letters of these mechanisms, got N"):
         cache_or_state([lv.softmax, lv.gla], N=4)
     with pytest.raises(ValueError, match="T: "):
         cache_or_state([lv.softmax, lv.gla], T=0)
@@ -404,7 +414,7 @@ def test_triangles_of_matrices():
         triangles({"a": None})
     with pytest.raises(ValueError, match=r"mechanisms\['up'\]: wanted a lower-triangular"):
         triangles({"up": np.ones((3, 3))})
-    with pytest.raises(ValueError, match="head: gla has 2 of them"):
+    with pytest.raises(ValueError, match="head: wanted -2 to 1, got 2"):
         triangles([lv.gla], head=2)
     with pytest.raises(ValueError, match="columns"):
         triangles([lv.gla], columns=8)
@@ -422,8 +432,8 @@ def test_triangle_of_a_trace(T, theme):
     np.testing.assert_allclose(ax.images[0].get_array(), A, atol=1e-6)
     np.testing.assert_array_equal(ax.images[0].get_alpha(), np.tri(T))
     assert ax.get_title() == lv.gla.title and ax.patch.get_hatch()
-    assert ax.get_ylabel() == f"output at time t ({T})"
-    assert ax.get_xlabel() == f"value from time s ({T})"
+    assert ax.get_ylabel() == f"time t ({T})"
+    assert ax.get_xlabel() == f"token s ({T})"
     assert ax.get_xticklabels()[0].get_text() == "word0"
 
 
@@ -446,7 +456,7 @@ def test_triangle_refuses():
         triangle(np.ones((2, 2)))
     with pytest.raises(ValueError, match="tokens: wanted 2 labels, got 1"):
         triangle(np.tri(2), tokens=["a"])
-    with pytest.raises(ValueError, match="head: this trace of gla has 2, got 5"):
+    with pytest.raises(ValueError, match="head: wanted -2 to 1, got 5"):
         triangle(lv.gla.trace(*lv.gla.example(4)), head=5)
     with pytest.raises(ValueError, match="not linear"):
         triangle(lv.gru.trace(*lv.gru.example(4)))
@@ -482,7 +492,7 @@ def test_generations_keep_the_older_above():
 def test_generations_refuse():
     with pytest.raises(ValueError, match="mechanisms: wanted one or more"):
         generations([])
-    with pytest.raises(ValueError, match="in a circle among a, b"):
+    with pytest.raises(ValueError, match="circle of edges, got one among a, b"):
         generations([made("a", "b"), made("b", "a")])
 
 
@@ -568,6 +578,11 @@ def test_edges_to_different_mechanisms_share_no_line():
                 assert min(high, high2) - max(low, low2) < 1e-6, (old, other)
 
 
+def test_letters_of_what_is_fixed():
+    assert lettered("g = log gamma_h, beta = 1") == r"g = log $\gamma_h$, $\beta$ = 1"
+    assert lettered("a = -e^w k, dt and gammas") == r"a = -$e^w$ k, $\Delta$ and gammas"
+
+
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("some", SOME, ids=["all", "six", "three", "one"])
 def test_family_tree_writes_all_once(some, theme):
@@ -579,7 +594,7 @@ def test_family_tree_writes_all_once(some, theme):
     for m in some:
         assert written.count(m.title) == 1
         for edge in m.edges:
-            assert written.count(edge.when) == (edge.to in names)
+            assert written.count(lettered(edge.when)) == (edge.to in names)
     assert sum(text.isdecimal() for text in written) == len(some)
     arrows = [p for p in fig.axes[0].patches if type(p).__name__ == "FancyArrowPatch"]
     assert len(arrows) == sum(edge.to in names for m in some for edge in m.edges)

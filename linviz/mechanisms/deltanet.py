@@ -6,6 +6,7 @@ Papers: Schlag, Irie and Schmidhuber, "Linear Transformers Are Secretly Fast Wei
 Equations (in brackets: the paper's):
     (1)  e_t = v_t - S_{t-1}^\top k_t [sec. 4.2]
     (2)  S_t = S_{t-1} + \beta_t k_t e_t^\top
+         = S_{t-1} - \beta_t k_t (k_t^\top S_{t-1}) + \beta_t k_t v_t^\top
          = (I - \beta_t k_t k_t^\top) S_{t-1} + \beta_t k_t v_t^\top [sec. 4.2]
     (3)  o_t = S_t^\top q_t [sec. 4.2]
 
@@ -81,7 +82,8 @@ MECHANISM = Mechanism(
         ),
     ),
     moves=(
-        Move("erase", r"(I - \beta_t k_t k_t^\top)", "S", ("beta", "k"), 2, over="k"),
+        Move("read", r"k_t^\top S_{t-1}", "S", ("k",), 2, gives=("found",), over="k"),
+        Move("erase", r"\beta_t k_t (k_t^\top S_{t-1})", "S", ("beta", "k", "found"), 2),
         Move("write", r"\beta_t k_t v_t^\top", "S", ("beta", "k", "v"), 2),
         Move("read", r"S_t^\top q_t", "S", ("q",), 3, gives=("o",), over="k"),
     ),

@@ -4,9 +4,11 @@ Paper: Yang, Kautz and Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with
 arXiv:2412.06464.
 
 Equations (in brackets: the paper's):
-    (1)  S_t = (I - \beta_t k_t k_t^\top)\, e^{g_t} S_{t-1} + \beta_t k_t v_t^\top [eq. 10]
+    (1)  S_t = (I - \beta_t k_t k_t^\top)\, \tilde S_t + \beta_t k_t v_t^\top
+         = \tilde S_t - \beta_t k_t (k_t^\top \tilde S_t) + \beta_t k_t v_t^\top,
+         \quad \tilde S_t = e^{g_t} S_{t-1} [eq. 10]
     (2)  o_t = S_t^\top q_t [eq. 10]
-    (3)  e_t = v_t - e^{g_t} S_{t-1}^\top k_t [eq. 10]
+    (3)  e_t = v_t - \tilde S_t^\top k_t [eq. 10]
 
 Glossary (ours | the paper's | shape | meaning):
     q | q | [B, T, H, K] | query
@@ -68,7 +70,8 @@ MECHANISM = Mechanism(
     edges=(Edge("deltanet", "g = 0", like_deltanet),),
     moves=(
         Move("decay", r"e^{g_t}", "S", (Made("a", "b t h", ("g",)),), 1),
-        Move("erase", r"(I - \beta_t k_t k_t^\top)", "S", ("beta", "k"), 1, over="k"),
+        Move("read", r"k_t^\top \tilde S_t", "S", ("k",), 1, gives=("found",), over="k"),
+        Move("erase", r"\beta_t k_t (k_t^\top \tilde S_t)", "S", ("beta", "k", "found"), 1),
         Move("write", r"\beta_t k_t v_t^\top", "S", ("beta", "k", "v"), 1),
         Move("read", r"S_t^\top q_t", "S", ("q",), 2, gives=("o",), over="k"),
     ),

@@ -4,10 +4,10 @@ Paper: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder fo
 Machine Translation", 2014, arXiv:1406.1078.
 
 Equations (in brackets: the paper's):
-    (1)  r_t = \sigma(x^r_t + W_r^\top h_{t-1}), \quad z_t = \sigma(x^z_t + W_z^\top h_{t-1})
-         [eq. 5, 6]
-    (2)  n_t = \tanh(x^n_t + r_t \odot W_n^\top h_{t-1}) [eq. 8]
-    (3)  h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1} [eq. 7]
+    (1)  (\hat r_t, \hat z_t, \hat n_t) = W^\top h_{t-1}, \quad
+         r_t = \sigma(x^r_t + \hat r_t), \quad z_t = \sigma(x^z_t + \hat z_t) [eq. 5, 6]
+    (2)  n_t = \tanh(x^n_t + r_t \odot \hat n_t) [eq. 8]
+    (3)  o_t = h_t = (1 - z_t) \odot n_t + z_t \odot h_{t-1} [eq. 7]
 
 Glossary (ours | the paper's | shape | meaning):
     x | Wx | [B, T, 3D] | pre-activations of r, z and n, in this order, biases included
@@ -16,6 +16,9 @@ Glossary (ours | the paper's | shape | meaning):
 
 We differ from the paper in: r multiplies W_n^T h and not h before the product (cuDNN's and
 PyTorch's variant); the input's projection is left out.
+
+In its cell: z keeps the old state, 1 - z lets the new one in; r acts on what W made of the old
+state.
 
 With W = 0, (3) is a diagonal scan with the gate z_t, and what is written is what was forgotten.
 """
@@ -95,13 +98,21 @@ MECHANISM = Mechanism(
     alone=NO_PARALLEL,
     linear=False,
     moves=(
-        Move("sigmoid", r"z_t", "h", ("x", "W"), 1, gives=("z",), part=(1, 3)),
-        Move("sigmoid", r"r_t", "h", ("x", "W"), 1, gives=("r",), part=(0, 3)),
-        Move("tanh", r"n_t", "h", ("x", "W", "r"), 2, gives=("n",), part=(2, 3)),
+        Move("sigmoid", r"\sigma(x^z_t + \hat z_t)", "h", ("x", "W"), 1, gives=("z",), part=(1, 3)),
+        Move("sigmoid", r"\sigma(x^r_t + \hat r_t)", "h", ("x", "W"), 1, gives=("r",), part=(0, 3)),
+        Move(
+            "tanh",
+            r"\tanh(x^n_t + r_t \odot \hat n_t)",
+            "h",
+            ("x", "W", "r"),
+            2,
+            gives=("n",),
+            part=(2, 3),
+        ),
         Move("decay", "", "h", ("z",), 3),
         Move("rest", r"1 - z_t", "", ("z",), 3, gives=("rest",)),
         Move("multiply", "", "", ("rest", "n"), 3, gives=("new",)),
         Move("write", "", "h", ("new",), 3),
-        Move("read", r"h_t", "h", (), 3, gives=("o",)),
+        Move("read", r"o_t = h_t", "h", (), 3, gives=("o",)),
     ),
 )

@@ -25,6 +25,9 @@ Glossary (ours | the paper's | shape | meaning):
 We differ from the paper in: one head channel (the code's default); no skip on the shift; the filter
 and the diagonal system have the same length N.
 
+In its cell: the diagonal system has B = 1, so that its step and its modes alone decide how a pair
+enters.
+
 The recurrence of (2) is S4's, convolution; (1) is a short convolution over the last N keys.
 """
 
@@ -115,15 +118,21 @@ MECHANISM = Mechanism(
     options={"discretization": "zoh"},
     edges=(Edge("s4", "the filter keeps the newest key, q = v = 1", like_s4),),
     moves=(
-        Move("push", r"k_{t-n}", "k_last", ("k",), 1),
+        Move("push", "", "k_last", ("k",), 1),
         Move(
             "read", r"\sum_{n=0}^{N-1} c_n k_{t-n}", "k_last", ("c",), 1, gives=("k_bar",), over="n"
         ),
         Move("multiply", r"\bar k_t \odot v_t", "", ("k_bar", "v"), 2, gives=("pair",)),
         Move("decay", r"\bar A", "h", (Made("a", "d n", ("dt", "A")),), 2),
-        Move("write", r"\bar B", "h", (Made("b", "d n", ("dt", "A")), "pair"), 2),
+        Move(
+            "write",
+            r"\bar B\, (\bar k_t \odot v_t)",
+            "h",
+            (Made("b", "d n", ("dt", "A")), "pair"),
+            2,
+        ),
         Move("read", r"2\,\mathrm{Re} \sum_n C_n h_{tn}", "h", ("C",), 2, gives=("s",), over="n"),
-        Move("skip", r"D", "", ("D", "pair"), 2, gives=("s",)),
+        Move("skip", r"D\, (\bar k_t \odot v_t)", "", ("D", "pair"), 2, gives=("s",)),
         Move("multiply", r"q_t \odot s_t", "", ("q", "s"), 3, gives=("y",)),
     ),
 )

@@ -4,10 +4,11 @@ Paper: Kimi Team, "Kimi Linear: An Expressive, Efficient Attention Architecture"
 arXiv:2510.26692.
 
 Equations (in brackets: the paper's):
-    (1)  S_t = (I - \beta_t k_t k_t^\top) \operatorname{diag}(e^{g_t})\, S_{t-1}
-         + \beta_t k_t v_t^\top [eq. 1]
+    (1)  S_t = (I - \beta_t k_t k_t^\top)\, \tilde S_t + \beta_t k_t v_t^\top
+         = \tilde S_t - \beta_t k_t (k_t^\top \tilde S_t) + \beta_t k_t v_t^\top,
+         \quad \tilde S_t = \operatorname{diag}(e^{g_t})\, S_{t-1} [eq. 1]
     (2)  o_t = S_t^\top q_t [eq. 1]
-    (3)  e_t = v_t - (\operatorname{diag}(e^{g_t})\, S_{t-1})^\top k_t [eq. 1]
+    (3)  e_t = v_t - \tilde S_t^\top k_t [eq. 1]
 
 Glossary (ours | the paper's | shape | meaning):
     q | q | [B, T, H, K] | query
@@ -71,7 +72,8 @@ MECHANISM = Mechanism(
     ),
     moves=(
         Move("decay", r"\operatorname{diag}(e^{g_t})", "S", (Made("a", "b t h k", ("g",)),), 1),
-        Move("erase", r"(I - \beta_t k_t k_t^\top)", "S", ("beta", "k"), 1, over="k"),
+        Move("read", r"k_t^\top \tilde S_t", "S", ("k",), 1, gives=("found",), over="k"),
+        Move("erase", r"\beta_t k_t (k_t^\top \tilde S_t)", "S", ("beta", "k", "found"), 1),
         Move("write", r"\beta_t k_t v_t^\top", "S", ("beta", "k", "v"), 1),
         Move("read", r"S_t^\top q_t", "S", ("q",), 2, gives=("o",), over="k"),
     ),

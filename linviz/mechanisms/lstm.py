@@ -6,7 +6,7 @@ forget gate is Gers, Schmidhuber and Cummins, "Learning to Forget", Neural Compu
 Equations (in brackets: the paper's):
     (1)  (\hat i_t, \hat f_t, \hat o_t, \hat c_t) = x_t + W^\top h_{t-1} [sec. 3]
     (2)  c_t = \sigma(\hat f_t) \odot c_{t-1} + \sigma(\hat i_t) \odot \tanh(\hat c_t) [sec. 3]
-    (3)  h_t = \sigma(\hat o_t) \odot \tanh(c_t) [sec. 3]
+    (3)  o_t = h_t = \sigma(\hat o_t) \odot \tanh(c_t) [sec. 3]
 
 Glossary (ours | the paper's | shape | meaning):
     x | net | [B, T, 4D] | pre-activations of i, f, o and c, in this order, biases included
@@ -15,6 +15,9 @@ Glossary (ours | the paper's | shape | meaning):
     c | s | [B, D] | the cell
 
 We differ from the paper in: the forget gate of 2000; the input's projection is left out.
+
+In its cell: h does not ride on, it is made anew from c at each token. The o with a hat is the gate
+that lets c out; the output o_t is h_t.
 
 (2) is a diagonal scan with gates that depend on the data. What makes it a loop is (1), which feeds
 h back into the gates. With W = 0 the gates depend on x alone and the cell can be computed for all
@@ -82,6 +85,6 @@ MECHANISM = Mechanism(
         Move("write", "", "c", ("gated",), 2),
         Move("tanh", r"\tanh(c_t)", "", ("c",), 3, gives=("squashed",)),
         Move("multiply", "", "", ("gate", "squashed"), 3, gives=("h",)),
-        Move("read", r"h_t", "h", (), 3, gives=("o",)),
+        Move("read", r"o_t = h_t", "h", (), 3, gives=("o",)),
     ),
 )

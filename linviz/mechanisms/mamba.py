@@ -24,6 +24,9 @@ We differ from the paper in: D is the width as well as the skip's name; the shor
 softplus of dt and the gate belong to the layer. The paper's text discretises B by zero-order hold;
 its code, and (1), uses dt B.
 
+In its cell: the step size, B and C are computed from the token, where S4's are the same for all
+tokens; only A and D stay fixed.
+
 The recurrence is diagonal_scan with u = dt x. (3) is the effective attention: a matrix a channel.
 """
 

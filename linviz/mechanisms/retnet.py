@@ -22,6 +22,8 @@ We differ from the paper in: the rotation of q and k by position and the group n
 layer; q and k are not scaled; the three stabilisers before the norm are left out, because they
 change the numbers and only the norm hides that.
 
+In its cell: gamma_h is one number a head, the same for all tokens.
+
 The recurrence is scalar_decay with the gate g = log gamma at every token. The half-lives of (4) are
 22, 44, 88, ... tokens.
 """

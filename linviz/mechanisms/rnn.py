@@ -3,7 +3,7 @@ r"""The plain recurrent network: the new state is a squashed mixture of the old 
 Paper: Elman, "Finding Structure in Time", Cognitive Science 14(2), 1990.
 
 Equations (in brackets: the paper's):
-    (1)  h_t = \tanh(x_t + W^\top h_{t-1}) [fig. 2]
+    (1)  o_t = h_t = \tanh(x_t + W^\top h_{t-1}) [fig. 2]
 
 Glossary (ours | the paper's | shape | meaning):
     x | - | [B, T, D] | pre-activation: what the input contributes, bias included
@@ -68,6 +68,6 @@ MECHANISM = Mechanism(
     linear=False,
     moves=(
         Move("tanh", r"\tanh(x_t + W^\top h_{t-1})", "h", ("x", "W"), 1, gives=("h",)),
-        Move("read", r"h_t", "h", (), 1, gives=("o",)),
+        Move("read", r"o_t = h_t", "h", (), 1, gives=("o",)),
     ),
 )

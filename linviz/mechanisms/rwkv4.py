@@ -11,6 +11,10 @@ Equations (in brackets: the paper's):
     (3)  (n, d, m, l) \text{ then } (n', d', m', l') : \quad
          m'' = \max(m + l' w, m'), \quad n'' = e^{m+l'w-m''} n + e^{m'-m''} n',
          \quad l'' = l + l' [-]
+    (4)  o_t = \frac{\mathrm{num}_{t-1} + e^{u + k_t} v_t}{\mathrm{den}_{t-1} + e^{u + k_t}},
+         \quad \mathrm{num}_t = e^{w}\, \mathrm{num}_{t-1} + e^{k_t} v_t,
+         \quad \mathrm{den}_t = e^{w}\, \mathrm{den}_{t-1} + e^{k_t}
+         \quad \text{(all max = 0)} [sec. 3.1.2]
 
 Glossary (ours | the paper's | shape | meaning):
     w | -w | [D] | log decay <= 0 of each channel
@@ -25,10 +29,14 @@ Glossary (ours | the paper's | shape | meaning):
 We differ from the paper in: w is the log decay itself (the paper's -w); the receptance and the
 projections belong to the layer.
 
+In its cell: the plain sums of (4). Because e^k overflows, the code also takes the greatest
+exponent, max, out of num and den; their quotient stays the same.
+
 e^k overflows, so the greatest exponent is taken out of num and den: one maximum for the output,
 which sees u, and another for the state, which does not. Any max would do: the state (num, den, max)
 is not unique, only num e^max and den e^max are, so no gradient goes through max. Two stretches of
-tokens join by (3), with l the number of tokens: the parallel form is an associative scan.
+tokens join by (3), with l the number of tokens: the parallel form is an associative scan. (4) is
+(1) as a recurrence, before anything is taken out.
 """
 
 import torch
@@ -37,7 +45,7 @@ from torch import Tensor
 from linviz.inputs import Input, log_gate
 from linviz.mechanism import Edge, Mechanism
 from linviz.mechanisms import linear_attention
-from linviz.moves import Move
+from linviz.moves import Exp, Move
 from linviz.recurrences.diagonal_scan import associative_scan
 
 State = tuple[Tensor, Tensor, Tensor]
@@ -160,17 +168,14 @@ MECHANISM = Mechanism(
     edges=(Edge("linear_attention", "w = u = 0, features e^k", like_linear_attention),),
     empty=empty,
     moves=(
-        Move("weigh", r"e^{u + k_t}", "max", ("u", "k"), 1, gives=("old", "bonus")),
-        Move("read", "", "den", ("old",), 1, gives=("below",)),
-        Move("skip", "", "", ("bonus",), 1, gives=("below",)),
-        Move("read", "", "num", ("old",), 1, gives=("above",)),
-        Move("skip", r"e^{u + k_t} v_t", "", ("bonus", "v"), 1, gives=("above",)),
-        Move("divide", "", "", ("above", "below"), 1, gives=("o",)),
-        Move("write", r"m + w", "max", ("w",), 2),
-        Move("weigh", r"\max(m + w, k_t)", "max", ("k",), 2, gives=("fade", "enter", "max")),
-        Move("decay", r"e^{m+w-m'}", "den", ("fade",), 2),
-        Move("write", r"e^{k_t-m'}", "den", ("enter",), 2),
-        Move("decay", r"e^{m+w-m'}", "num", ("fade",), 2),
-        Move("write", r"e^{k_t-m'} v_t", "num", ("enter", "v"), 2),
+        Move("read", r"\mathrm{den}_{t-1}", "den", (), 4, gives=("below",)),
+        Move("skip", r"e^{u + k_t}", "", (Exp("u", "k"),), 4, gives=("below",)),
+        Move("read", r"\mathrm{num}_{t-1}", "num", (), 4, gives=("above",)),
+        Move("skip", r"e^{u + k_t} v_t", "", (Exp("u", "k"), "v"), 4, gives=("above",)),
+        Move("divide", "", "", ("above", "below"), 4, gives=("o",)),
+        Move("decay", r"e^{w}", "den", (Exp("w"),), 4),
+        Move("write", r"e^{k_t}", "den", (Exp("k"),), 4),
+        Move("decay", r"e^{w}", "num", (Exp("w"),), 4),
+        Move("write", r"e^{k_t} v_t", "num", (Exp("k"), "v"), 4),
     ),
 )

@@ -4,7 +4,8 @@ Paper: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic
 arXiv:2404.05892.
 
 Equations (in brackets: the paper's):
-    (1)  o_t = (S_{t-1} + \operatorname{diag}(u)\, k_t v_t^\top)^\top r_t [sec. 4.1.2]
+    (1)  o_t = \bar S_t^\top r_t,
+         \quad \bar S_t = S_{t-1} + \operatorname{diag}(u)\, k_t v_t^\top [sec. 4.1.2]
     (2)  S_t = \operatorname{diag}(e^{w})\, S_{t-1} + k_t v_t^\top [sec. 4.1.2]
 
 Glossary (ours | the paper's | shape | meaning):
@@ -44,7 +45,7 @@ def run(
 READ_FIRST = (
     Move("read", r"S_{t-1}", "S", (), 1, gives=("seen",)),
     Move("skip", r"\operatorname{diag}(u)\, k_t v_t^\top", "", ("u", "k", "v"), 1, gives=("seen",)),
-    Move("multiply", r"r_t", "", ("seen", "r"), 1, gives=("o",), over="k"),
+    Move("multiply", r"\bar S_t^\top r_t", "", ("seen", "r"), 1, gives=("o",), over="k"),
 )
 
 

@@ -4,7 +4,8 @@ Paper: Peng et al., "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic
 arXiv:2404.05892.
 
 Equations (in brackets: the paper's):
-    (1)  o_t = (S_{t-1} + \operatorname{diag}(u)\, k_t v_t^\top)^\top r_t [sec. 4.2.2]
+    (1)  o_t = \bar S_t^\top r_t,
+         \quad \bar S_t = S_{t-1} + \operatorname{diag}(u)\, k_t v_t^\top [sec. 4.2.2]
     (2)  S_t = \operatorname{diag}(e^{w_t})\, S_{t-1} + k_t v_t^\top [sec. 4.2.2]
 
 Glossary (ours | the paper's | shape | meaning):

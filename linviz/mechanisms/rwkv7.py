@@ -24,6 +24,10 @@ We differ from the paper in: the state is [K, V] and not its transpose; w is the
 and b are those of the official kernels, which take minus the normalised removal key and that key
 times the in-context learning rate; the bonus term, token shift and norm belong to the layer.
 
+In its cell: a is minus the key that is removed, so that what is found under it is taken away by
+adding: the sign on the belt is + and its ink is the key's. The lookup sees the state before it
+fades.
+
 The recurrence is rank_one, in these letters with q = r.
 """
 

@@ -37,6 +37,9 @@ dense HiPPO-LegS matrix (6) of S4 is an initialiser (`hippo_legs`), with its nor
 form (7) (`nplr`) and convolution kernel (8) (`dplr_kernel`). With real A there are no conjugate
 pairs and the 2 Re of (2) and (5) falls away.
 
+In its cell: nothing but the input is computed from the token, and that is why the loop is also one
+long convolution.
+
 The recurrence is convolution: nothing depends on the data, so all times share the powers of one
 number a mode, and the parallel form is (5) by FFT, plus the echo of the state that came in.
 """

@@ -3,8 +3,9 @@ r"""Softmax attention: every earlier token is kept and weighed anew. The referen
 Paper: Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762.
 
 Equations (in brackets: the paper's):
-    (1)  s_{ij} = q_i^\top k_j / \sqrt{K} \quad (j \le i) [eq. 1]
-    (2)  o_i = \sum_{j \le i} \frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}}\, v_j [eq. 1]
+    (1)  s_{tj} = q_t^\top k_j / \sqrt{K} \quad (j \le t) [eq. 1]
+    (2)  o_t = \sum_{j \le t} A_{tj} v_j,
+         \quad A_{tj} = \frac{e^{s_{tj}}}{\sum_{l \le t} e^{s_{tl}}} [eq. 1]
     (3)  m' = \max(m, s), \quad l' = e^{m-m'} l + e^{s-m'}, \quad
          c' = e^{m-m'} c + e^{s-m'} v, \quad o = c / l [arXiv:1805.02867]
 
@@ -16,6 +17,7 @@ Glossary (ours | the paper's | shape | meaning):
     v_cache | - | [B, S, H, V] | the values seen so far
     o | - | [B, T, H, V] | output
     s | - | [B, H, T, S] | scores
+    A | - | [B, H, T, S] | weights: the attention
 
 We differ from the paper in: always causal; no projections. This is the only mechanism here that
 scales q (by K^{-1/2}): it is part of the definition (1).
@@ -110,11 +112,11 @@ MECHANISM = Mechanism(
     doc=__doc__,
     cache=True,
     moves=(
-        Move("append", r"k_j", "k_cache", ("k",), 1),
-        Move("append", r"v_j", "v_cache", ("v",), 2),
+        Move("append", "", "k_cache", ("k",), 1),
+        Move("append", "", "v_cache", ("v",), 2),
         Move(
             "score",
-            r"q_i^\top k_j / \sqrt{K}",
+            r"s_{tj} = q_t^\top k_j / \sqrt{K}",
             "k_cache",
             ("q",),
             1,
@@ -123,13 +125,15 @@ MECHANISM = Mechanism(
         ),
         Move(
             "softmax",
-            r"\frac{e^{s_{ij}}}{\sum_{l \le i} e^{s_{il}}}",
+            r"A_{tj} = \frac{e^{s_{tj}}}{\sum_{l \le t} e^{s_{tl}}}",
             "",
             ("s",),
             2,
             gives=("weights",),
             over="s",
         ),
-        Move("read", r"\sum_{j \le i}", "v_cache", ("weights",), 2, gives=("o",), over="s"),
+        Move(
+            "read", r"\sum_{j \le t} A_{tj} v_j", "v_cache", ("weights",), 2, gives=("o",), over="s"
+        ),
     ),
 )

@@ -10,13 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from linviz.mechanism import Mechanism
-from linviz.viz.curves import lines
+from linviz.viz.arguments import count_note, whole
 from linviz.viz.diagrams import count_text
 from linviz.viz.ink import INK
-from linviz.viz.matrices import read, thin_steps
+from linviz.viz.matrices import AXES, Number, read, thin_steps
 from linviz.viz.moving import Frames, Lines
 from linviz.viz.scrubber import Scrubber
-from linviz.viz.triangular import whole
 
 
 def numbers_held(mechanism: Mechanism, T: int, **sizes: int) -> np.ndarray:
@@ -41,44 +40,51 @@ def own_sizes(mechanism: Mechanism, sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 class Memory(Frames):
-    """Frames with an outline around the cache, and one around the state."""
+    """Frames with outlines around what is held; all of one picture have cells of one size."""
 
-    areas: Sequence[tuple[str, int, int, int]]  # ink, first column, columns, rows
-    steps: np.ndarray
+    outlines: Sequence[tuple[str, int, int, int]]  # ink, first column, columns, rows
+    room: tuple[int, int]  # rows and columns of the largest panel
+    grows: bool  # by a column a step
 
-    def keep(self, steps: np.ndarray) -> str:
-        """Keep some steps."""
-        self.steps = self.steps[steps]
-        return super().keep(steps)
+    def shape(self, shown: int) -> tuple[int, Number]:
+        """Axes in the still picture, and its height over the width of one of them."""
+        return shown, float(np.clip(self.room[0] / self.room[1], 1, 2))
+
+    def place(self, square: bool) -> tuple[Number, Number]:
+        """The pixels of a page that the matrix takes."""
+        cell = min(self.side / max(self.room), 40)
+        return float(cell * self.sizes[0]), float(cell * self.sizes[1])
 
     def still(self, axes: Sequence[Axes], at: Sequence[int], names: Sequence[str]) -> None:
         """Draw the steps `at` and the outlines: the cache is as wide as what it holds."""
         super().still(axes, at, names)
-        block = -(-self.sizes[1] // self.x.shape[2])  # columns shown as one
-        for ax, t in zip(axes, at, strict=True):
-            for ink, first, columns, rows in self.areas:
-                columns = min(columns, self.steps[t] + 1) if first == 0 else columns
+        if len(axes) > 2:
+            sheet = axes[0].get_gridspec().figure
+            sheet.supxlabel(f"{self.names[1]} ({self.sizes[1]})", fontsize="small")
+        down, across = (-(-n // m) for n, m in zip(self.sizes, self.x.shape[1:], strict=True))
+        for ax, i in zip(axes, at, strict=True):
+            for ink, first, columns, rows in self.outlines:
+                columns = self.times[i] + 1 if self.grows else columns
                 line = {"fill": False, "edgecolor": INK[ink], "linewidth": 1.4, "clip_on": False}
-                corner = (first / block - 0.5, -0.5)
-                ax.add_patch(Rectangle(corner, columns / block, rows, gid=ink, **line))
+                corner = (first / across - 0.5, -0.5)
+                ax.add_patch(Rectangle(corner, columns / across, rows / down, gid=ink, **line))
+            for axis, at_end in ((ax.yaxis, 0), (ax.xaxis, 1)):
+                size, full = self.sizes[at_end], self.sizes[1] == self.room[1]
+                ends = {self.x.shape[1 + at_end] - 1: size - 1} if full or at_end == 0 else {}
+                axis.set_ticks([*ends], labels=[*ends.values()])
+            ax.set_aspect("equal")
+            ax.set_xlim(-0.5, self.room[1] / across - 0.5)
+            ax.set_ylim(self.room[0] / down - 0.5, -0.5)
 
 
 class Growth(Lines):
-    """Curves over the steps, with a mark where the first passes above the second."""
+    """Curves with a mark where the first passes above the second."""
 
-    steps: np.ndarray
-    cross: int | None = None
-
-    def keep(self, steps: np.ndarray) -> str:
-        """Keep some steps."""
-        self.steps = self.steps[steps]
-        return super().keep(steps)
+    cross: int | None
 
     def still(self, axes: Sequence[Axes], at: Sequence[int], names: Sequence[str]) -> None:
         """Draw all curves and the mark."""
-        T = self.steps[-1] + 1
-        lines(self.series, x=self.steps, ax=axes[0], ylabel=self.ylabel, xlabel=f"time t ({T})")
-        axes[0].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+        super().still(axes, at, names)
         if self.cross is not None:
             axes[0].axvline(self.cross, color=INK["hatch"], linewidth=1, linestyle="--", zorder=0)
 
@@ -118,72 +124,83 @@ def cache_or_state(
         raise ValueError(f"mechanisms: wanted one with a cache and one with a state, got {got}")
     for letter in sizes:
         if letter != "H" and not any(own_sizes(m, {letter: 1}) for m in mechanisms):
-            raise ValueError(f"sizes: {letter} is a letter of none of these mechanisms")
+            raise ValueError(f"sizes: wanted letters of these mechanisms, got {letter}")
     each = 1 if number_bytes is None else whole("number_bytes", number_bytes)
     grown = {m.title: numbers_held(m, T, **sizes) * each for m in mechanisms}
     above = grown[cached[0].title] > grown[kept[0].title]
     cross = int(above.argmax()) if above.any() else None
     steps = thin_steps(T, 64)
-    cells, empty, areas = memories(cached[0], kept[0], T, steps, seed, sizes)
+    cache = cache_panel(cached[0], T, steps, seed, sizes)
+    state = state_panel(kept[0], T, steps, seed, sizes, cache.norm.vmax)
+    cache.room = state.room = tuple(map(max, cache.sizes, state.sizes))
     what = "numbers" if number_bytes is None else "bytes"
-    frames = Memory(
-        cells,
-        f"In memory at time t: cache of {cached[0].title}, state of {kept[0].title}",
-        mask=empty,
-        vmax=float(np.abs(cells[:, :, :T]).max()) or None,
-        row_name="channel",
-        col_name=f"columns: {T} of the cache, 2 apart, {cells.shape[2] - T - 2} of the state",
-    )
-    frames.areas, frames.steps = areas, steps
-    growth = Growth({n: y[steps] for n, y in grown.items()}, ylabel=f"{what} held")
-    growth.steps, growth.cross = steps, cross
     meet = f"the cache holds more from t = {cross} on" if cross is not None else "no crossing"
-    growth.title = f"{what.capitalize()} held: {meet}"
+    curves = {n: y[steps] for n, y in grown.items()}
+    growth = Growth(curves, f"{what} held: {meet}", ylabel=f"{what} held")
+    growth.cross, growth.whole = cross, T
     final = ", ".join(f"{n} {count_text(int(y[-1]))}" for n, y in grown.items())
     return Scrubber(
-        [frames, growth],
+        [cache, state, growth],
         alt=f"Memory while decoding {T} tokens, in {what}, at the end: {final}; {meet}",
-        caption="One cell is one number held. The cache keeps every token's key and value; the "
-        "state keeps its size. Hatched: nothing held.",
-        note=f"{len(steps)} of {T} steps shown." if len(steps) < T else "",
+        caption="One cell is one number held, of one head, and cells have one size in both. The "
+        "cache keeps a column a token: its key channels over its value channels. The state keeps "
+        "its size. Hatched: nothing held.",
+        note=count_note(len(steps), T, "steps"),
         start=None if cross is None else int(np.abs(steps - cross).argmin()),
         steps=steps.tolist(),
     )
 
 
-def memories(
-    cached: Mechanism,
-    kept: Mechanism,
-    T: int,
-    steps: np.ndarray,
-    seed: int,
-    sizes: Mapping[str, int],
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int, int, int]]]:
-    """Put the cache and the state of one head side by side at each step.
+def cache_panel(
+    m: Mechanism, T: int, steps: np.ndarray, seed: int, sizes: Mapping[str, int]
+) -> Memory:
+    """The cache of one head at each step: a column a token."""
+    trace = m.trace(*m.example(T, seed, **own_sizes(m, sizes)))
+    parts = [read(trace, x.name, "s k", part=x.name) for x in m.state]
+    cache = np.concatenate(parts, 1).T
+    later = np.arange(T) > steps[:, None, None]
+    panel = Memory(
+        np.where(later, 0, cache),
+        f"cache of {m.title}",
+        kind="signed",
+        mask=np.broadcast_to(later, (len(steps), *cache.shape)),
+        row_name="k, v channels",
+        col_name="token s",
+    )
+    panel.outlines, panel.grows = [("key", 0, T, len(cache))], True
+    return panel
 
-    Returns:
-        The numbers [step, i, j]; where nothing is held (True); and for the cache and each part of
-        the state an ink, the first column, columns and rows.
-    """
-    traces = [m.trace(*m.example(T, seed, **own_sizes(m, sizes))) for m in (cached, kept)]
-    keys = [read(traces[0], x.name, "s k", part=x.name) for x in cached.state]
-    cache = np.concatenate(keys, 1).T  # [channels, T]
-    states = []
-    for x in kept.state:
-        axes = [a for a in traces[1].letters(x.name).split() if a not in "bh"]
-        part = read(traces[1], x.name, " ".join(axes), part=x.name, complex=True)
+
+def state_panel(
+    m: Mechanism, T: int, steps: np.ndarray, seed: int, sizes: Mapping[str, int], vmax: Number
+) -> Memory:
+    """The state of one head at each step, its parts side by side."""
+    trace = m.trace(*m.example(T, seed, **own_sizes(m, sizes)))
+    parts, letters = [], []
+    for x in m.state:
+        axes = [a for a in trace.letters(x.name).split() if a not in "bh"]
+        part = read(trace, x.name, " ".join(axes), part=x.name, complex=True)
         part = part.reshape(T, part.shape[1], -1)[steps]
-        states += [part.real, part.imag] if np.iscomplexobj(part) else [part]
-    rows = max(len(cache), *(x.shape[1] for x in states))
-    columns = sum(x.shape[2] for x in states)
-    cells = np.zeros((len(steps), rows, T + 2 + columns))
-    empty = np.ones(cells.shape, bool)
-    cells[:, : len(cache), :T] = cache
-    empty[:, : len(cache), :T] = np.arange(T) > steps[:, None, None]
-    at, areas = T + 2, [("key", 0, T, len(cache))]
-    for x in states:
+        parts += [part.real, part.imag] if np.iscomplexobj(part) else [part]
+        letters.append(axes[1:])
+    rows, columns = max(x.shape[1] for x in parts), sum(x.shape[2] for x in parts)
+    cells = np.zeros((len(steps), rows, columns))
+    empty, at, outlines = np.ones(cells.shape, bool), 0, []
+    for x in parts:
         where = (slice(None), slice(x.shape[1]), slice(at, at + x.shape[2]))
         cells[where], empty[where] = x, False
-        areas.append(("state", at, x.shape[2], x.shape[1]))
+        outlines.append(("state", at, x.shape[2], x.shape[1]))
         at += x.shape[2]
-    return cells, empty, areas
+    names = [AXES.get(a, a) for a in letters[0]]
+    single = len(parts) == 1 and len(names) == 2
+    panel = Memory(
+        cells,
+        f"state of {m.title}",
+        kind="signed",
+        vmax=vmax,
+        mask=empty,
+        row_name=names[0],
+        col_name=names[1] if single else "numbers a channel",
+    )
+    panel.outlines, panel.grows = outlines, False
+    return panel

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 
+from linviz.viz.arguments import whole
 from linviz.viz.ink import INK
 from linviz.viz.matrices import Number
 from linviz.viz.picture import Picture
 from linviz.viz.shapes import arrow, box, sheet, tint, word
-from linviz.viz.triangular import whole
 
 # ----------------------------------------------------------------------------------- measured
 
@@ -131,13 +131,8 @@ def product_order(L: int = 1024, d: int = 64, *, causal: bool = False) -> Pictur
             word(ax, 14.0, y, formula, ha="left")
             bar(ax, 84.0, y, width, ("text", "state")[i], f"operations {i}")
             word(ax, 89 + width, y, count_text(n), ha="left")
-        word(
-            ax,
-            14.0,
-            11,
-            f"Equal at L = {meet:,}; beyond it, the state first is cheaper.",
-            ha="left",
-        )
+        equal = f"Equal at L = {meet:,}; beyond it, the state first is cheaper."
+        word(ax, 14.0, 11, equal, ha="left")
         return fig
 
     alt = (
@@ -148,8 +143,10 @@ def product_order(L: int = 1024, d: int = 64, *, causal: bool = False) -> Pictur
     return Picture(
         draw,
         alt=alt,
-        caption=f"Drawn to scale: L = {L:,} tokens, d = {d:,} channels. Without softmax both "
-        "orders give the same output. A multiplication with its addition counts as two operations.",
+        caption=f"Drawn to scale: L = {L:,} tokens, d = {d:,} channels. Without softmax and "
+        "without a mask both orders give the same output; with the causal mask the state is built "
+        "token by token or chunk by chunk. A multiplication with its addition counts as two "
+        "operations.",
         vector=True,
     )
 
@@ -225,10 +222,10 @@ def chunk_tiling(T: int = 32, chunk: int = 8, *, d: int = 16) -> Picture:
     def draw() -> Figure:
         fig, ax = sheet(7.2, 4.3)
         tiles(ax, (30.0, 32.0), 248.0, chunk_sizes(T, chunk))
-        word(ax, 154.0, 12.0, f"value j ({T})")
-        word(ax, 14.0, 156.0, f"output i ({T}), in chunks of {chunk}", rotation=90)
+        word(ax, 154.0, 12.0, f"token s ({T})")
+        word(ax, 14.0, 156.0, f"time t ({T}), in chunks of {chunk}", rotation=90)
         legend(ax, 346.0, 284.0)
-        compare(ax, 346.0, 160.0, work, T, chunk, d)
+        work_bars(ax, 346.0, 160.0, work, T, chunk, d)
         return fig
 
     total = sum(work[chunk].values())
@@ -240,9 +237,10 @@ def chunk_tiling(T: int = 32, chunk: int = 8, *, d: int = 16) -> Picture:
     return Picture(
         draw,
         alt=alt,
-        caption="Only the blocks on the diagonal are computed as weights. Everything below them "
-        "reaches a chunk through the state S. Longer chunks: more weights, fewer steps one after "
-        "the other. Hatched: not applicable. Gates are not counted.",
+        caption="Only the blocks on the diagonal are computed as weights; everything below them "
+        "reaches a chunk through the state S. Longer chunks take more weights, but products of "
+        "matrices keep the hardware busy, and fewer steps wait for each other: that is why one "
+        "chunks. Hatched: not applicable. Gates are not counted.",
         vector=True,
     )
 
@@ -265,7 +263,7 @@ def tiles(ax: Axes, corner: tuple[float, float], side: float, sizes: np.ndarray)
         if start:
             block(ax, left, top - tall, start * unit, tall, "query", f"read {n}", 0.8 - 0.6 * fine)
             if tall >= 12 and start * unit >= 30:
-                word(ax, left + start * unit / 2, top - tall / 2, f"q S{sub(n)}")
+                word(ax, left + start * unit / 2, top - tall / 2, f"$q\\,{state_name(n)}$")
         staircase(ax, x, top, unit, int(length), f"within {n}")
         if tall >= 40:
             word(ax, x + 0.32 * tall, top - 0.76 * tall, "A v")
@@ -280,6 +278,8 @@ def tiles(ax: Axes, corner: tuple[float, float], side: float, sizes: np.ndarray)
             arrow(ax, [start_at, to], "query", corner=5.0, zorder=4.0)
     if fine:
         arrow(ax, path, "state", line=1.5, corner=0.0, zorder=4.0)
+    (x, y), below = path[-1], 4 if fine else state / 2
+    word(ax, x, y - below - 11, "to the next\nchunk", size=7.5)
 
 
 def hand_on(
@@ -291,7 +291,7 @@ def hand_on(
 ) -> None:
     """Draw the state at the end of its path: what is written to it, and what it goes on from."""
     x, y = path[-1]
-    box(ax, x, y, side, side, f"S{sub(n)}" if side >= 20 else "", "state", size=9.0)
+    box(ax, x, y, side, side, f"${state_name(n)}$" if side >= 20 else "", "state", size=9.0)
     arrow(ax, [written, (x - side / 2, y)], "key", corner=5.0, zorder=4.0)
     if len(path) > 1:
         (old_x, old_y), half = path[0], side / 2
@@ -311,9 +311,9 @@ def staircase(ax: Axes, x: float, top: float, unit: float, n: int, name: str) ->
     return ax.add_patch(patch)
 
 
-def sub(n: int) -> str:
-    """A whole number in small, low digits."""
-    return "".join(chr(0x2080 + int(digit)) for digit in str(n))
+def state_name(n: int) -> str:
+    """The state after chunk n, in LaTeX."""
+    return rf"S_{{[{n}]}}"
 
 
 def legend(ax: Axes, x: float, y: float) -> None:
@@ -325,22 +325,23 @@ def legend(ax: Axes, x: float, y: float) -> None:
         word(ax, x + 20, at - 6, words, size=7.5, ha="left")
     block(ax, x, y - 84, 12.0, 12.0, "state", "legend")
     word(ax, x + 20, y - 73, "S", size=8.5, ha="left", weight="bold")
-    word(ax, x + 20, y - 84, "the state, handed on", size=7.5, ha="left")
+    word(ax, x + 20, y - 84, "the state after a chunk, handed on", size=7.5, ha="left")
 
 
-def compare(
+def work_bars(
     ax: Axes, x: float, y: float, work: dict[int, dict[str, int]], T: int, chunk: int, d: int
 ) -> None:
     """Draw the work of each length of chunk as a stacked bar, all on one scale."""
-    word(ax, x, y, f"operations, {d} channels", size=8.5, ha="left")
+    word(ax, x, y, f"operations of these parts, {d} channels", size=8.5, ha="left")
     most = max(sum(parts.values()) for parts in work.values())
     for i, (n, parts) in enumerate(work.items()):
         at, begin = y - 20 - 44 * i, x
         steps, name = -(-T // n), {1: ": recurrence", T: ": one matrix"}.get(n, "")
+        waiting = f"{steps} steps that wait for each other" if steps > 1 else "1 step"
         word(ax, x, at, f"chunk {n}{name}", ha="left", weight="bold" if n == chunk else "normal")
         for part, count in parts.items():
             width = 118 * count / most
             bar(ax, begin, at - 13, width, PARTS[part][0], f"{part} {n}")
             begin += width
         word(ax, begin + 4, at - 13, count_text(sum(parts.values())), ha="left")
-        word(ax, x, at - 25, f"{steps} step{'s' * (steps > 1)} in a row", size=7.5, ha="left")
+        word(ax, x, at - 25, waiting, size=7.5, ha="left")

@@ -74,7 +74,8 @@ def generations(mechanisms: Sequence[Mechanism], most: int = MOST) -> list[list[
     while left:
         ready = [m for m in left.values() if not (set(older(m)) & names) - set(row)]
         if not ready:
-            raise ValueError(f"mechanisms: edges in a circle among {', '.join(left)}")
+            names = ", ".join(left)
+            raise ValueError(f"mechanisms: wanted no circle of edges, got one among {names}")
         for m in ready:
             parents = [row[name] for name in older(m) if name in names]
             need = max(1, len(parents))
@@ -239,8 +240,8 @@ def family_tree(mechanisms: Sequence[Mechanism]) -> Picture:
     return Picture(
         draw,
         alt=f"Family tree of {len(shown)} mechanisms with {len(tree.routes)} edges: {said}",
-        caption="An arrow leads from a mechanism to an older one that it contains; at its foot "
-        "stands what is fixed.",
+        caption="An arrow leads from a mechanism to an older one: with what stands at its foot "
+        "fixed, both compute the same numbers.",
         note=f"Not shown: {', '.join(left_out)}." if left_out else "",
         vector=True,
     )
@@ -260,7 +261,15 @@ def draw_card(
     word(ax, card.x, middle - TITLE_LINE * len(title) / 2, str(year), size=7.5)
     for i, lines in enumerate(when):
         x = card.x + (i - (len(when) - 1) / 2) * card.column
-        word(ax, x, card.top - card.words / 2, "\n".join(lines), size=SIZE, linespacing=1.15)
+        text = lettered("\n".join(lines))
+        word(ax, x, card.top - card.words / 2, text, size=SIZE, linespacing=1.15)
+
+
+def lettered(text: str) -> str:
+    """Words with their letters as they stand in equations: gamma_h, e^k, dt."""
+    text = re.sub(r"\b(gamma_h|gamma|beta)\b", r"$\\\1$", text)
+    text = re.sub(r"\bdt\b", r"$\\Delta$", text)
+    return re.sub(r"\be\^(\w)", r"$e^\1$", text)
 
 
 def key_lines(groups: Sequence[str]) -> list[list[tuple[float, str | None, str]]]:

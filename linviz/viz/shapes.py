@@ -19,10 +19,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from linviz.viz.ink import INK
+from linviz.viz.matrices import Number
 
 POINTS = 72  # in an inch
 SMALLEST = 7.0  # points: no text below this
-Number = float | int
 Point = tuple[Number, Number]
 Color = tuple[float, float, float]
 

@@ -4,7 +4,6 @@
 `semiseparable` draw.
 """
 
-import operator
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from linviz.mechanism import Mechanism, Trace
+from linviz.viz.arguments import attention_rows, labels_at, whole, within
 from linviz.viz.ink import INK
 from linviz.viz.matrices import (
     Array,
@@ -30,10 +30,9 @@ from linviz.viz.matrices import (
     ticks,
 )
 from linviz.viz.picture import Picture
+from linviz.viz.shapes import SMALLEST
 
-OUTPUT, VALUE = "output at time t", "value from time s"
 MOST = 256  # rows and columns shown
-SMALL = 7.0  # points
 
 
 # ----------------------------------------------------------------------------------- measured
@@ -58,22 +57,21 @@ def relative_rows(A: Array) -> np.ndarray:
 
 
 def decay_mask(a: Array) -> np.ndarray:
-    """The 1-semiseparable matrix of the gates: what is left at time i of what came at time j.
+    """The 1-semiseparable matrix of the gates: what is left at time t of what came with token s.
 
-    L_ij = a_{j+1} a_{j+2} ... a_i for j <= i (1 on the diagonal), 0 for j > i; section 3 of Dao and
-    Gu, arXiv:2405.21060.
+    L[t, s] = a_{s+1} a_{s+2} ... a_t for s <= t (1 on the diagonal), 0 for s > t; section 3 of Dao
+    and Gu, arXiv:2405.21060.
 
     Args:
         a: [t], the gate of each time.
 
     Returns:
-        [t, t]
+        [t, s], square.
     """
     a = array(a, "a", "t")
-    L = np.zeros((len(a), len(a)))
-    for i in range(len(a)):
-        L[i, :i] = a[i] * L[i - 1, :i]
-        L[i, i] = 1
+    L = np.eye(len(a))
+    for t in range(1, len(a)):
+        L[t, :t] = a[t] * L[t - 1, :t]
     return L
 
 
@@ -91,9 +89,9 @@ def block_ranks(matrix: Array, chunk: int) -> np.ndarray:
     Raises:
         ValueError: not square, or a chunk that is not between 1 and its size.
     """
-    kind = str(getattr(matrix, "dtype", "")).removeprefix("torch.")
-    kind = np.finfo(kind if kind in ("float16", "float32") else "float64")
-    kind = np.finfo("float16") if "bfloat16" in str(getattr(matrix, "dtype", "")) else kind
+    kinds = {"float32": "float32", "float16": "float16", "bfloat16": "float16"}
+    came = str(getattr(matrix, "dtype", "")).removeprefix("torch.")
+    rounding = np.finfo(kinds.get(came, "float64")).eps
     x = square(matrix, "matrix")
     chunk = whole("chunk", chunk, len(x))
     starts = range(0, len(x), chunk)
@@ -101,7 +99,7 @@ def block_ranks(matrix: Array, chunk: int) -> np.ndarray:
     for n, i in enumerate(starts):
         for m, j in enumerate(starts):
             s = np.linalg.svd(x[i : i + chunk, j : j + chunk], compute_uv=False)
-            ranks[n, m] = (s > chunk * max(kind.eps * s[0], np.finfo(float).tiny)).sum()
+            ranks[n, m] = (s > chunk * max(rounding * s[0], np.finfo(float).tiny)).sum()
     return ranks
 
 
@@ -126,18 +124,6 @@ def causal(x: Array, name: str) -> np.ndarray:
     return x
 
 
-def whole(name: str, n: Any, most: int | None = None) -> int:
-    """N as a whole number of at least 1."""
-    try:
-        n = operator.index(n)
-    except TypeError:
-        raise ValueError(f"{name}: wanted a whole number, got {n!r}") from None
-    if n < 1 or (most is not None and n > most):
-        wanted = "1 or more" if most is None else f"a number from 1 to {most}"
-        raise ValueError(f"{name}: wanted {wanted}, got {n}")
-    return n
-
-
 def shown(A: np.ndarray, most: int = MOST) -> tuple[np.ndarray, np.ndarray, str]:
     """A triangle thinned to what can be seen, its cells above the diagonal, and a note."""
     T = len(A)
@@ -152,46 +138,44 @@ def shown(A: np.ndarray, most: int = MOST) -> tuple[np.ndarray, np.ndarray, str]
 def triangle(
     A: Array,
     *,
-    tokens: Sequence[str] | None = None,
-    title: str = "",
     head: int = 0,
     batch: int = 0,
+    tokens: Sequence[str] | None = None,
+    title: str = "",
     **options: Any,
 ) -> Picture:
     """Draw one mechanism as its lower-triangular matrix of weights: o_t = sum_s A[t, s] v_s.
 
     Args:
         A: [t, s]; or a Trace, whose effective attention is taken.
-        tokens: one label a time.
-        title: stands above.
-        head: of a trace, which head (or channel, where each has its own matrix).
+        head: of a trace, which head (or channel, where each has an attention of its own).
         batch: of a trace, which sequence.
+        tokens: one label a token.
+        title: stands over it; "" says the mechanism of a trace.
         **options: for `heat`: kind, vmax, log.
 
     Returns:
         A Picture: numbers above the diagonal do not exist and are hatched.
 
     Raises:
-        ValueError: not a square, lower-triangular matrix, or not one label a time.
+        ValueError: not a square, lower-triangular matrix, or not one label a token.
     """
     if isinstance(A, Trace):
         title = title or A.mechanism.title
-        A = traced_map(A, head, batch)
+        A = attention_rows(A, head, batch)
     A = causal(A, "A")
-    if tokens is not None and len(tokens) != len(A):
-        raise ValueError(f"tokens: wanted {len(A)} labels, got {len(tokens)}")
     x, mask, note = shown(A)
-    labels = None if tokens is None else [tokens[t] for t in thin_steps(len(A), MOST)]
+    labels = labels_at("tokens", tokens, len(A), thin_steps(len(A), MOST))
     options = {"kind": limits(x[~mask], options.get("kind"))[0]} | options
 
     def draw() -> Figure:
         fig, ax = plt.subplots(figsize=(7.2, 6.2), layout="constrained")
         heat(x, ax=ax, mask=mask, **options)
-        ax.set(title=title, ylabel=f"{OUTPUT} ({len(A)})", xlabel=f"{VALUE} ({len(A)})")
+        ax.set(title=title, ylabel=f"time t ({len(A)})", xlabel=f"token s ({len(A)})")
         if labels is not None:
             ax.set_yticks(*ticks(labels, most=40))
             ax.set_xticks(*ticks(labels, most=40), rotation=90)
-            ax.tick_params(length=0, labelsize=9 if len(labels) <= 24 else SMALL)
+            ax.tick_params(length=0, labelsize=9 if len(labels) <= 24 else SMALLEST)
         return fig
 
     alt = f"Lower-triangular matrix of weights{': ' * bool(title)}{title}, {len(A)} x {len(A)}, "
@@ -202,15 +186,6 @@ def triangle(
         caption="Row t: the weight of each value in the output at time t. Hatched: not applicable.",
         note=note,
     )
-
-
-def traced_map(tr: Trace, head: int, batch: int) -> Any:
-    """The effective attention of one head (or channel) of one sequence of a trace."""
-    letter, keep = ("H", "heads") if "H" in tr.sizes else ("D", "channels")
-    for axis, at, size in (("batch", batch, tr.sizes["B"]), ("head", head, tr.sizes[letter])):
-        if not -size <= at < size:
-            raise ValueError(f"{axis}: this trace of {tr.mechanism.name} has {size}, got {at}")
-    return tr.attention_map(**{keep: [head % tr.sizes[letter]]})[batch, 0]
 
 
 def triangles(
@@ -252,11 +227,8 @@ def triangles(
     if len(set(sizes.values())) != 1:
         raise ValueError(f"mechanisms: wanted one matrix or more, all of one size, got {sizes}")
     size = next(iter(sizes.values()))
-    drawn = {
-        n: shown(A if A is None else relative_rows(A), 64) if A is not None else None
-        for n, A in maps.items()
-    }
-    note = next(d[2] for d in drawn.values() if d)
+    drawn = {n: shown(relative_rows(A), 64) for n, A in maps.items() if A is not None}
+    *_, note = next(iter(drawn.values()))
     columns = min(columns, len(maps))
     lines = -(-len(maps) // columns)
     broad = 6.2 / columns  # inches of a matrix with its margin
@@ -282,15 +254,17 @@ def triangles(
             x, mask, _ = drawn[name]
             heat(x, ax=ax, mask=mask, kind="signed", vmax=1.0, bar=False)
             ax.set(xticks=[], yticks=[], ylabel="")
-            ax.set_xlabel(f"max |A| = {np.abs(A).max():.3g}", fontsize=SMALL + 0.5)
+            ax.set_xlabel(f"max |A| = {np.abs(A).max():.3g}", fontsize=SMALLEST + 0.5)
         for ax in axes.flat[len(maps) :]:
             ax.remove()
         color_bar([ax for ax in axes.flat[: len(maps)] if ax.images])
         fig.axes[-1].set_ylabel("weight / largest of its row")
-        fig.supylabel(f"{OUTPUT} ({size})", fontsize=9)
-        fig.supxlabel(f"{VALUE} ({size})", fontsize=9)
+        fig.supylabel(f"time t ({size})", fontsize=9)
+        fig.supxlabel(f"token s ({size})", fontsize=9)
         return fig
 
+    of = f"Head (or channel) {head} of each, on example inputs drawn with seed {seed}. "
+    of = "" if isinstance(mechanisms, Mapping) else of
     without = [name for name, A in maps.items() if A is None]
     alt = f"{len(sizes)} mechanisms as lower-triangular matrices of weights ({size} x {size}), on "
     alt += "one scale from -1 to 1: " + ", ".join(sizes)
@@ -298,8 +272,8 @@ def triangles(
     return Picture(
         draw,
         alt=alt,
-        caption="Each row is divided by its largest magnitude: 1 is the value that the output at "
-        "time t takes up most, below 0 it is subtracted. Hatched: not applicable.",
+        caption=f"{of}Each row is divided by its largest magnitude: 1 is the value that the output "
+        "at time t takes up most, below 0 it is subtracted. Hatched: not applicable.",
         note=note,
     )
 
@@ -309,9 +283,7 @@ def example_map(m: Mechanism, T: int, seed: int, head: int) -> tuple[Any, str]:
     if not m.linear:
         return None, f"no matrix:\nnot linear in {m.value}"
     A = m.attention_map(*m.example(T, seed))[0]
-    if not -len(A) <= head < len(A):
-        raise ValueError(f"head: {m.name} has {len(A)} of them, got {head}")
-    return A[head], ""
+    return A[within("head", head, len(A))], ""
 
 
 def no_matrix(ax: Axes, why: str) -> None:
@@ -320,31 +292,31 @@ def no_matrix(ax: Axes, why: str) -> None:
     ax.patch.set(facecolor=INK["mask"], edgecolor=INK["hatch"], hatch="////")
     ax.spines[:].set_visible(False)
     card = {"facecolor": INK["paper"], "edgecolor": "none", "pad": 2.5}
-    ax.text(0.5, 0.5, why, ha="center", va="center", fontsize=SMALL + 0.5, bbox=card)
+    ax.text(0.5, 0.5, why, ha="center", va="center", fontsize=SMALLEST + 0.5, bbox=card)
 
 
 def semiseparable(
     a: Array,
     *,
+    head: int = 0,
+    batch: int = 0,
     q: Array = None,
     k: Array = None,
     chunk: int | None = None,
-    head: int = 0,
-    batch: int = 0,
 ) -> Picture:
     """Draw the 1-semiseparable matrix of the gates with the rank of each of its blocks.
 
-    L_ij = a_{j+1} ... a_i, see `decay_mask`. Each block below the diagonal is a column times a row,
-    and so of rank 1: all of the past comes to a chunk through one state.
+    L[t, s] = a_{s+1} ... a_t, see `decay_mask`. Each block below the diagonal is a column times a
+    row, and so of rank 1: all of the past comes to a chunk through one state.
 
     Args:
         a: [t], the gate of each time; or a Trace with such a gate.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         q: [t, k], with `k`: draws the matrix of the whole mechanism too, L times q k^T entry by
             entry, whose blocks have at most as many ranks as there are key channels.
-        k: [t, k]
+        k: [t, k].
         chunk: rows and columns of a block; None cuts into four.
-        head: of a trace.
-        batch: of a trace.
 
     Returns:
         A Picture.
@@ -357,7 +329,8 @@ def semiseparable(
     if not np.isfinite(a).all():
         raise ValueError("a: wanted finite numbers, got NaN or infinity")
     chunk = whole("chunk", -(-T // 4) if chunk is None else chunk, T)
-    matrices = {"L: the gates alone": decay_mask(a)}
+    L = decay_mask(a)
+    matrices = {"L: the gates alone": L}
     if (q is None) != (k is None):
         raise ValueError("q, k: wanted both or neither, got one")
     if q is not None:
@@ -367,8 +340,7 @@ def semiseparable(
                 raise ValueError(
                     f"{name}: wanted [t, k] = [{T}, {k.shape[1]}], got {list(x.shape)}"
                 )
-        whole_name = f"L ⊙ q kᵀ: with {k.shape[1]} key channels"
-        matrices[whole_name] = matrices["L: the gates alone"] * (q @ k.T)
+        matrices[f"L ⊙ q kᵀ: with {k.shape[1]} key channels"] = L * (q @ k.T)
     ranks = {name: block_ranks(x, chunk) for name, x in matrices.items()}
     drawn = {name: shown(x) for name, x in matrices.items()}
     step = -(-T // MOST)
@@ -378,12 +350,14 @@ def semiseparable(
         fig, axes = plt.subplots(1, len(drawn), figsize=size, layout="constrained", squeeze=False)
         for ax, (name, (x, mask, _)) in zip(axes.flat, drawn.items(), strict=True):
             heat(x, ax=ax, mask=mask, log=bool((x < 0).any()), bar=False)
-            ax.set(title=name, ylabel=f"output i ({T})", xlabel=f"value j ({T})")
+            ax.set(title=name, ylabel=f"time t ({T})", xlabel=f"token s ({T})")
             outline_blocks(ax, ranks[name], chunk / step, T / step)
             ax.label_outer()
             color_bar([ax])
+            if (x < 0).any():
+                fig.axes[-1].set_ylabel("symmetric logarithm", fontsize=SMALLEST + 0.5)
             for tight in (ax, fig.axes[-1]):
-                tight.tick_params(labelsize=SMALL + 0.5)
+                tight.tick_params(labelsize=SMALLEST + 0.5)
         return fig
 
     low = {name: np.tril(r, -1).max() for name, r in ranks.items()}
@@ -394,9 +368,9 @@ def semiseparable(
         draw,
         alt="Semiseparable matrices. " + alt,
         caption=f"Numbers: the rank of each block of {chunk} x {chunk}, measured by its singular "
-        "values. Blocks below the diagonal have no more ranks than the state has key channels, "
-        "those on the diagonal are full. Hatched: not applicable.",
-        note=drawn["L: the gates alone"][2],
+        "values. Below the diagonal it is at most the number of key channels, 1 for the gates "
+        "alone; on the diagonal the blocks are full. Hatched: not applicable.",
+        note=next(iter(drawn.values()))[2],
     )
 
 
@@ -414,5 +388,5 @@ def outline_blocks(ax: Axes, ranks: np.ndarray, chunk: Number, T: Number) -> Non
             ax.add_patch(box)
             if room >= 14 and min(wide, tall) >= chunk / 2:
                 words = f"rank {ranks[n, m]}" if room >= 38 else f"{ranks[n, m]}"
-                where = {"ha": "center", "va": "center", "zorder": 5, "fontsize": SMALL + 0.5}
+                where = {"ha": "center", "va": "center", "zorder": 5, "fontsize": SMALLEST + 0.5}
                 ax.text(x + wide / 2, y + tall / 2, words, bbox=card, color=INK["text"], **where)
