@@ -17,16 +17,17 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/test_definitions.py", "tests/test_contract.py"]
+TESTS = ("tests/test_definitions.py", "tests/test_contract.py")
 
 
 class Fault(NamedTuple):
-    """What is planted: in `file`, `old` becomes `new`."""
+    """What is planted: in `file`, `old` becomes `new`; one of `tests` must fail."""
 
     name: str
     file: str
     old: str
     new: str
+    tests: tuple[str, ...] = TESTS
 
 
 FAULTS = [
@@ -120,6 +121,41 @@ FAULTS = [
         "fold forgets the state", "mechanism.py", "S=S, **bound.kwargs)", "S=None, **bound.kwargs)"
     ),
     Fault("log gates above zero let in", "inputs.py", "(x < low) | (x > high)", "(x < low)"),
+    Fault(
+        "a cell reads with the key",
+        "mechanisms/gla.py",
+        '"S", ("q",), 2',
+        '"S", ("k",), 2',
+        ("tests/test_moves.py",),
+    ),
+    Fault(
+        "effective rank of squared singular values",
+        "viz/memory.py",
+        "total = sigma.sum(-1, keepdims=True)",
+        "sigma = sigma**2; total = sigma.sum(-1, keepdims=True)",
+        ("tests/test_viz_states.py",),
+    ),
+    Fault(
+        "sparsity looks above the diagonal",
+        "viz/sparsity.py",
+        "rank = np.arange(1, p.shape[-1] + 1) - (p.shape[-1] - n[:, None])",
+        "rank = np.arange(1, p.shape[-1] + 1)",
+        ("tests/test_viz_sparsity.py",),
+    ),
+    Fault(
+        "colours off by one level",
+        "viz/moving.py",
+        "np.rint(share.clip(0, 1) * (LEVELS - 1))",
+        "np.rint(share.clip(0, 1) * LEVELS - 1).clip(0)",
+        ("tests/test_scrubber.py",),
+    ),
+    Fault(
+        "the slider shows the frame before",
+        "viz/scrubber.js",
+        "t = Math.max(0, Math.min(last, next));",
+        "t = Math.max(0, Math.min(last, next) - 1);",
+        ("tests/test_browser.py",),
+    ),
 ]
 
 
@@ -139,7 +175,8 @@ def caught_by(fault: Fault | None) -> str:
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault:
             plant(fault, Path(folder, "linviz", fault.file))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+        tests = fault.tests if fault else sorted({test for f in FAULTS for test in f.tests})
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         where = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.M)

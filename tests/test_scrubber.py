@@ -6,6 +6,7 @@ import re
 import zlib
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 
 from linviz import viz
 from linviz.viz import Frames, Lines, Points, Rows, Scrubber, sprites
+from linviz.viz.picture import render
 from linviz.viz.sprites import LEVELS
 from linviz.viz.svg import Scale
 
@@ -260,6 +262,53 @@ def test_it_is_saved(tmp_path, ending):
     else:
         keep = [np.empty(100) for _ in range(100)]  # so that nothing lies where it lay before
         assert every_panel().save(tmp_path / f"y.{ending}").read_bytes() == data and keep
+
+
+def test_a_panel_can_be_used_twice():
+    panel = Rows(RNG.normal(size=(1000, 5)), rows=[str(i) for i in range(1000)])
+    first, second = (Scrubber([panel], alt=name) for name in "ab")
+    assert first.steps == second.steps and second.steps[-1] == 999 and len(panel) == 1000
+
+
+def test_a_still_of_blocks_has_the_true_sizes():
+    made = Scrubber([Frames(RNG.normal(size=(2, 512, 300)))], alt="large")
+    ax = made.figure().subfigs[0].axes[0]
+    assert ax.get_ylabel() == "key channel k (512)"
+    ax.figure.canvas.draw()
+    assert int(ax.get_yticklabels()[-2].get_text()) > 300
+
+
+def test_dollars_are_letters():
+    odd = [r"$\frac{$", "$$", "a$b", *"123456789"]
+    made = Scrubber(
+        [Frames(S, odd[0], rows=odd[:4]), Rows(A, odd[1], cols=odd), Lines({odd[0]: np.ones(T)})],
+        alt="dollars",
+        tokens=odd,
+    )
+    words = [text.get_text() for text in made.figure().findobj(matplotlib.text.Text)]
+    assert odd[0] in words and odd[1] in words and render(made.figure(), "png")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image.origin": "lower", "axes.grid": True, "font.size": 20, "axes.labelsize": 20},
+        {"figure.constrained_layout.use": True, "savefig.bbox": "tight", "text.color": "red"},
+    ],
+)
+def test_the_readers_settings_do_not_change_a_picture(settings):
+    before = every_panel()._stills()[1]
+    with matplotlib.rc_context(settings):
+        assert every_panel()._stills()[1] == before
+
+
+def test_a_drawing_that_fails_leaves_no_figure_open(tmp_path):
+    made = every_panel()
+    made.panels[1].labels["cols"] = ["too", "few"]
+    for ending in ("png", "gif"):
+        with pytest.raises(ValueError):
+            made.save(tmp_path / f"x.{ending}")
+    assert not plt.get_fignums()
 
 
 def test_a_torch_tensor_with_gradient_will_do():

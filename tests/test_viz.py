@@ -75,6 +75,9 @@ def test_moving_mean():
     np.testing.assert_allclose(mean, [np.nan, 0.5, 0.5, 1.0])
     np.testing.assert_allclose(viz.moving_mean([3.0, 5.0], 1), [3.0, 5.0])
     assert np.isnan(viz.moving_mean([1.0, 2.0], 3)).all()
+    np.testing.assert_allclose(
+        viz.moving_mean([1.0, np.nan, 2.0, 3.0], 2), [np.nan, np.nan, np.nan, 2.5]
+    )
     with pytest.raises(ValueError, match="window"):
         viz.moving_mean([1.0], 0)
 
@@ -167,6 +170,10 @@ def test_a_logarithmic_bar_has_few_increasing_ticks(top):
         (lambda: viz.lines({"a": [1, 2], "b": [1]}), "one length.*'a': 2.*'b': 1"),
         (lambda: viz.lines({"a": [1, 2]}, x=[1]), "'x': 1"),
         (lambda: viz.line_panels({}), "groups"),
+        (lambda: viz.line_panels({"a": {"b": [1, 2]}}, log="z").figure(), "log: wanted"),
+        (lambda: viz.panels({"a": np.eye(2)}, columns=0), "columns"),
+        (lambda: viz.heat(np.eye(2), log=-1), "log: wanted"),
+        (lambda: viz.heat(np.eye(2), vmax=np.inf), "vmax"),
     ],
 )
 def test_wrong_shapes_are_named(call, words):

@@ -28,9 +28,10 @@ def moving_mean(x: Array, window: int) -> np.ndarray:
     """
     if window < 1:
         raise ValueError(f"window: wanted 1 or more, got {window}")
-    total = np.concatenate([[0.0], array(x, "x", "t").astype(float).cumsum()])
-    mean = np.full(len(total) - 1, np.nan)
-    mean[window - 1 :] = (total[window:] - total[:-window]) / window
+    x = array(x, "x", "t").astype(float)
+    mean = np.full(len(x), np.nan)
+    if window <= len(x):
+        mean[window - 1 :] = np.lib.stride_tricks.sliding_window_view(x, window).mean(-1)
     return mean
 
 
@@ -109,6 +110,8 @@ def lines(
         ax.plot(where, y, dash, color=ink, label=name, lw=1.4, marker="o" if markers else "", ms=3)
     for event in events:
         ax.axvline(event, color=INK["hatch"], lw=0.7, zorder=0)
+    if set(log) - {"x", "y"}:
+        raise ValueError(f'log: wanted "", "x", "y" or "xy", got {log!r}')
     for letter in log:
         ax.set(**{f"{letter}scale": "log"})
     if "x" in log and x is not None and len(x) <= 12:  # each point is its own tick
@@ -165,7 +168,7 @@ def line_panels(
         )
         for ax, (title, series), more in zip(axes[0], read.items(), own, strict=True):
             lines(series, ax=ax, **more)
-            ax.set_title(title)
+            ax.set_title(title, parse_math=False)
             if share:
                 ax.label_outer()
         found = {}
@@ -173,7 +176,9 @@ def line_panels(
             for line, name in zip(*ax.get_legend_handles_labels(), strict=True):
                 found.setdefault(name, line)
         if len(found) > 1:
-            fig.legend(found.values(), found.keys(), loc="outside right center")
+            legend = fig.legend(found.values(), found.keys(), loc="outside right center")
+            for name in legend.get_texts():
+                name.set_parse_math(False)
         return fig
 
     return Picture(draw, alt=alt or describe_lines(read), caption=caption)

@@ -115,7 +115,9 @@ def style(theme: str = "light") -> Iterator[None]:
         raise ValueError(f"theme: wanted light or dark, got {theme!r}")
     token = _THEME.set(theme)
     try:
-        with mpl.rc_context(_settings()):
+        with mpl.rc_context():
+            mpl.rcdefaults()  # the reader's own settings would change what a picture says
+            mpl.rcParams.update(_settings())
             yield
     finally:
         _THEME.reset(token)

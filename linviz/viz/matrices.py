@@ -180,7 +180,7 @@ def limits(
         raise ValueError(f"kind: wanted one of {', '.join(MAPS)}, got {kind!r}")
     if vmax is None:
         vmax = 1.0 if kind == "gate" else float(np.abs(finite).max(initial=0)) or 1.0
-    if not vmax > 0:
+    if not 0 < vmax < np.inf:
         raise ValueError(f"vmax: wanted a number above 0, got {vmax}")
     return kind, -float(vmax) if kind == "signed" else 0.0, float(vmax)
 
@@ -268,7 +268,7 @@ def heat(
     ax: Axes | None = None,
     kind: str | None = None,
     vmax: Number | None = None,
-    log: bool | float = False,
+    log: bool | Number = False,
     mask: Array | None = None,
     rows: Sequence[str] | None = None,
     cols: Sequence[str] | None = None,
@@ -298,6 +298,8 @@ def heat(
     empty = hidden(x, mask)
     check_labels(x, {"rows": rows, "cols": cols})
     kind, vmin, vmax = limits(x[~empty], kind, vmax)
+    if log < 0:
+        raise ValueError(f"log: wanted True, False or a number above 0, got {log}")
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
 
@@ -315,7 +317,7 @@ def heat(
         if labels is None:
             axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         else:
-            axis.set_ticks(*ticks(labels, 48))
+            axis.set_ticks(*ticks(labels, 48), parse_math=False)
             axis.set_tick_params(length=0, labelsize=7.5 if len(labels) <= 32 else 7)
     if bar:
         color_bar([ax])
@@ -337,7 +339,8 @@ def color_bar(axes: Sequence[Axes]) -> None:
     at = [low, 0.0, high] if low < 0 else [0.0, high]
     if isinstance(image.norm, SymLogNorm):
         powers = 10.0 ** np.arange(np.floor(np.log10(image.norm.linthresh)), np.log10(high / 3.5))
-        at += [p for p in powers if p >= image.norm.linthresh]
+        powers = [p for p in powers if p >= image.norm.linthresh]
+        at += powers + [-p for p in powers] * (low < 0)
     bar.set_ticks(sorted(at), labels=[f"{t:.3g}" if t < 1e4 else f"{t:.2e}" for t in sorted(at)])
     bar.minorticks_off()
     bar.outline.set_visible(False)
@@ -380,6 +383,8 @@ def panels(
         options |= {"kind": kind, "vmax": vmax}
         if options.get("log") is True:
             options["log"] = linear_below(seen, vmax)
+    if columns < 1:
+        raise ValueError(f"columns: wanted 1 or more, got {columns}")
     columns = min(columns, len(states))
     lines = -(-len(states) // columns)
     tall = width * np.clip(max(x.shape[0] / x.shape[1] for x in states.values()), 0.3, 3)
@@ -395,7 +400,7 @@ def panels(
         )
         for ax, (name, x) in zip(axes.flat, states.items(), strict=False):
             heat(x, ax=ax, bar=not share, **options)
-            ax.set_title(name)
+            ax.set_title(name, parse_math=False)
             ax.label_outer()
         for ax in axes.flat[len(states) :]:
             ax.remove()

@@ -35,7 +35,7 @@ from linviz.viz.svg import Scale, json_pixels, line_ink, panel_html, svg_image, 
 MOST_FRAMES = 256  # steps under one slider
 MOST_CELLS = 2**19  # numbers in one sprite sheet; more steps than that allows are left out
 MOST_ROWS = 128  # rows and columns of one matrix, then blocks of it are shown
-SIDES = (264, 176)  # pixels of a page that a matrix takes, at most: of few and of many
+SIDES = (232, 168)  # pixels of a page that a matrix takes, at most: of few and of many
 
 
 class Matrices:
@@ -94,6 +94,7 @@ class Matrices:
 
     def thin(self, steps: np.ndarray, first: int) -> str:
         """Keep some steps, and at most MOST_ROWS cells along the axes after `first`; say so."""
+        self.labels = dict(self.labels)
         self.x, self.empty = self.x[steps], self.empty[steps]
         most = [len(steps), *(MOST_ROWS for _ in self.x.shape[1:])]
         small, note = thin(np.where(self.empty, 0.0, self.x), most)
@@ -116,6 +117,15 @@ class Matrices:
         level[self.empty] = LEVELS + 1
         return level
 
+    def true_sizes(self, ax: Axes) -> None:
+        """Name the axes by the sizes and the numbers of what is shown in blocks."""
+        names = [f"{name} ({size})" for name, size in zip(self.names, self.sizes, strict=True)]
+        ax.set(ylabel=names[0], xlabel=names[1])
+        drawn = zip((ax.yaxis, ax.xaxis), self.sizes, self.x.shape[-2:], strict=True)
+        for (axis, size, shown), name in zip(drawn, ("rows", "cols"), strict=True):
+            if self.labels[name] is None:
+                count_by(axis, range(0, size, -(-size // shown)))
+
     def marks(self) -> list[tuple[Number, str]]:
         """Ticks of the colour bar: where (0 to 1) and what."""
         low, high = self.norm.vmin, self.norm.vmax
@@ -137,7 +147,7 @@ class Matrices:
         if not self.linear:
             return None
         values = np.ravel(self.norm.inverse(np.linspace(0, 1, LEVELS)[:, None]))
-        return [float(f"{value:.4g}") for value in values]
+        return [float(f"{value:.7g}") for value in values]
 
     def drawn(
         self, number: int, steps: Sequence[int] | None
@@ -182,7 +192,7 @@ class Matrices:
         bar = left + wide + 8
         for share, word in self.marks():
             svg.append(svg_text(bar + 13, top + (1 - share) * tall + 4, word, "start"))
-        full = bar + 60
+        full = bar + 13 + 6.5 * max(len(word) for _, word in self.marks())
         label = f"{self.title}: {self.names[0]} by {self.names[1]}"
         cursor = ""
         if not square:
@@ -207,8 +217,8 @@ class Matrices:
             "h": height,
             "across": across,
             "names": self.names,
-            "low": float(f"{self.norm.vmin:.6g}"),
-            "high": float(f"{self.norm.vmax:.6g}"),
+            "low": self.norm.vmin,
+            "high": self.norm.vmax,
             "over": self.over,
             "under": self.under,
             "table": self.table(),
@@ -276,10 +286,12 @@ class Frames(Matrices):
         """Draw the steps `at`, one an Axes."""
         for ax, t, name in zip(axes, at, names, strict=True):
             heat(self.x[t], ax=ax, mask=self.empty[t], **self.options)
+            self.true_sizes(ax)
             for axis, name_ in zip((ax.yaxis, ax.xaxis), ("rows", "cols"), strict=True):
                 if self.labels[name_] is not None:
-                    axis.set_ticks(*ticks(self.labels[name_], 40 // len(axes) + 4), fontsize=7.5)
-            ax.set_title(name, fontsize="small")
+                    few = ticks(self.labels[name_], 40 // len(axes) + 4)
+                    axis.set_ticks(*few, fontsize=7.5, parse_math=False)
+            ax.set_title(name, fontsize="small", parse_math=False)
             ax.set_aspect("auto" if self.x[t].shape[0] > 4 * self.x[t].shape[1] else "equal")
             ax.label_outer()
         if len(axes) > 2:  # one name for all, in the middle
@@ -292,8 +304,9 @@ class Frames(Matrices):
     def move(self, ax: Axes, t: int) -> Callable[[int], None]:
         """Draw step t, and give back what draws another."""
         heat(self.x[t], ax=ax, mask=self.empty[t], **self.options)
+        self.true_sizes(ax)
         color_bar([ax])
-        ax.set_title(self.title, fontsize="small")
+        ax.set_title(self.title, fontsize="small", parse_math=False)
 
         def to(t: int) -> None:
             ax.images[0].set(data=self.x[t], alpha=np.where(self.empty[t], 0.0, 1.0))
@@ -333,6 +346,8 @@ class Rows(Matrices):
         page, data, sheet = self.drawn(number, steps)
         return page, {"kind": "rows"} | data, sheet
 
+    room = 300.0  # points for the labels of the columns in the still picture
+
     @property
     def square(self) -> bool:
         """Whether the cells of the still picture are square."""
@@ -347,27 +362,21 @@ class Rows(Matrices):
         ax = axes[0]
         heat(self.x, ax=ax, mask=self.empty, **self.options)
         ax.set_aspect("equal" if self.square else "auto")
-        row_name, col_name = (
-            f"{n} ({size})" for n, size in zip(self.names, self.sizes, strict=True)
-        )
-        ax.set(ylabel=row_name, xlabel=col_name)
-        block = -(-self.sizes[1] // self.x.shape[1])
-        counted = self.times, range(0, self.sizes[1], block)
-        for axis, name, numbers in zip(
-            (ax.yaxis, ax.xaxis), ("rows", "cols"), counted, strict=True
-        ):
-            if self.labels[name] is None:
-                count_by(axis, numbers)
-            else:
-                most = 24 if name == "rows" or max(map(len, self.labels[name])) > 2 else 40
-                axis.set_ticks(*ticks(self.labels[name], most), fontsize=7.5)
+        self.true_sizes(ax)
+        if self.labels["rows"] is None:
+            count_by(ax.yaxis, self.times)
+        for axis, name in ((ax.yaxis, "rows"), (ax.xaxis, "cols")):
+            if self.labels[name] is not None:
+                longest = max(map(len, self.labels[name]))
+                most = 24 if name == "rows" else int(self.room / (4.5 * longest + 4))
+                axis.set_ticks(*ticks(self.labels[name], most), fontsize=7.5, parse_math=False)
                 axis.set_tick_params(length=0)
         color_bar(axes)
 
     def move(self, ax: Axes, t: int) -> Callable[[int], None]:
         """Draw the matrix, and give back what marks another row."""
         self.still([ax], [], [])
-        ax.set_title(self.title, fontsize="small")
+        ax.set_title(self.title, fontsize="small", parse_math=False)
         mark = ax.axhspan(t - 0.5, t + 0.5, fill=False, edgecolor=INK["nan"])
         return lambda t: mark.set_y(t - 0.5)
 
@@ -410,7 +419,7 @@ class Lines:
 
     def page(self, number: int, steps: Sequence[int]) -> tuple[str, dict[str, Any], None]:
         """The panel as HTML, and what its moving part needs."""
-        left, top, wide, tall = 58, 6, 300, 120
+        left, top, wide, tall = 58, 6, 244, 120
         seen = np.concatenate([*self.series.values(), self.ends or ()])
         scale = Scale(seen, self.log, top + tall, top)
         step = wide / max(len(self) - 1, 1)
@@ -425,28 +434,21 @@ class Lines:
         names, values = [], []
         for i, (name, y) in enumerate(self.series.items()):
             ink, dash = line_ink(i)
+            look = f'class="lv-line" style="stroke:{ink};stroke-dasharray:{dash}"'
             points = [(left + t * step, at) for t, at in enumerate(scale(y))]
-            svg.append(
-                f'<path class="lv-line" style="stroke:{ink};stroke-dasharray:{dash}" '
-                f'd="{svg_path(points)}"/>'
-            )
-            at = top + 12 + 15 * i
-            svg.append(
-                f'<path class="lv-line" style="stroke:{ink};stroke-dasharray:{dash}" '
-                f'd="M{left + wide + 8} {at - 4}h14"/>'
-            )
+            svg.append(f'<path {look} d="{svg_path(points)}"/>')
             colon = ": " * bool(name)
             names.append(
-                f'<text x="{left + wide + 26}" y="{at}">{html.escape(name)}{colon}'
-                '<tspan class="lv-value"></tspan></text>'
+                f'<span><svg width="16" height="8" aria-hidden="true"><path {look} d="M0 4h16"/>'
+                f'</svg>{html.escape(name)}{colon}<b class="lv-value"></b></span>'
             )
             values.append([float(f"{v:.5g}") if np.isfinite(v) else None for v in y])
-        full = left + wide + 40 + 6.5 * (max(map(len, self.series)) + 8)
-        high = max(top + tall + 40, top + 20 + 15 * len(self.series))
+        full, high = left + wide + 12, top + tall + 38
         cursor = f'<line class="lv-cursor" y1="{top}" y2="{top + tall}"/>'
-        body = svg_image(full, high, svg + names, cursor, plot=True)
+        body = svg_image(full, high, svg, cursor, plot=True)
+        legend = f'<div class="lv-legend">{"".join(names)}</div>'
         data = {"id": number, "kind": "lines", "left": left, "step": step, "values": values}
-        return panel_html(self.title, full, high, body), data, None
+        return panel_html(self.title, full, high, body, legend), data, None
 
     def shape(self, shown: int) -> tuple[int, Number]:
         """Axes in the still picture, and its height over the width of one of them."""
@@ -464,12 +466,14 @@ class Lines:
             room = 0.03 * (self.ends[1] - self.ends[0])
             ax.set_ylim(min(low, self.ends[0] - room), max(high, self.ends[1] + room))
         if len(series) > 1 or "" not in series:
-            ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+            legend = ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+            for name in legend.get_texts():
+                name.set_parse_math(False)
 
     def move(self, ax: Axes, t: int) -> Callable[[int], None]:
         """Draw the curves, and give back what moves the cursor."""
         self.still([ax], [], [])
-        ax.set_title(self.title, fontsize="small")
+        ax.set_title(self.title, fontsize="small", parse_math=False)
         mark = ax.axvline(self.times[t], color=INK["nan"], lw=1)
         return lambda t: mark.set_xdata([self.times[t]] * 2)
 
@@ -576,7 +580,7 @@ class Points:
         chosen = np.linspace(0, len(at) - 1, len(axes)).round().astype(int)
         for ax, i in zip(axes, chosen, strict=True):
             self.move(ax, at[i])
-            ax.set_title(names[i], fontsize="small")
+            ax.set_title(names[i], fontsize="small", parse_math=False)
             ax.label_outer()
 
     def move(self, ax: Axes, t: int) -> Callable[[int], None]:
@@ -599,7 +603,7 @@ class Points:
                 far = (low / 1.3, high * 1.3) if self.log and reach is ys else None
                 set_limits(*(far or (low - room, high + room)))
         ax.set(xlabel=self.xlabel, ylabel=self.ylabel)
-        ax.set_title(self.title, fontsize="small")
+        ax.set_title(self.title, fontsize="small", parse_math=False)
         return lambda t: drawn.set_data(self.x[t], self.y[t])
 
 

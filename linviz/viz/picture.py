@@ -8,12 +8,12 @@ import html
 import io
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path as FilePath
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -116,7 +116,7 @@ def render(fig: Figure, kind: str) -> bytes:
     images = images if kind == "svg" and few else []
     shapes = [shape for ax in fig.axes for shape in _cells(ax)] if images else []
     out = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "linviz"}):
+    with style():
         try:
             for image in images:
                 image.set_visible(False)
@@ -143,6 +143,17 @@ def save_card(fig: Figure, path: str | FilePath) -> FilePath:
     path = FilePath(path)
     path.write_bytes(render(fig, path.suffix[1:]))
     return path
+
+
+@contextmanager
+def closing() -> Iterator[None]:
+    """Close every figure that is opened inside, also where drawing it fails."""
+    before = set(plt.get_fignums())
+    try:
+        yield
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
 
 
 class Picture:
@@ -184,13 +195,8 @@ class Picture:
         Returns:
             A closed Figure.
         """
-        open_before = set(plt.get_fignums())
-        try:
-            with style(theme):
-                return self.draw()
-        finally:
-            for number in set(plt.get_fignums()) - open_before:
-                plt.close(number)
+        with closing(), style(theme):
+            return self.draw()
 
     def _stills(self) -> tuple[str, bytes]:
         """Both themes' images as HTML, and the light one as PNG."""

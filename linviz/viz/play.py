@@ -23,6 +23,7 @@ from torch import Tensor
 from linviz.mechanism import Mechanism, fold
 from linviz.mechanisms import REGISTRY
 from linviz.mechanisms.linear_attention import FEATURE_MAPS
+from linviz.viz.arguments import whole
 from linviz.viz.curves import lines
 from linviz.viz.diagrams import chunk_tiling, count_text
 from linviz.viz.explorer import Choice, Explorer, Slider, Typed
@@ -30,7 +31,6 @@ from linviz.viz.ink import INK
 from linviz.viz.matrices import AXES, Number, color_bar, frames, heat, limits, ticks
 from linviz.viz.memory import carried, main_part, retention, state_norm, steps
 from linviz.viz.picture import Picture
-from linviz.viz.triangular import whole
 
 LETTERS = 48  # of a text, at most
 TOKENS = 32  # of the three forms, at most
@@ -543,7 +543,7 @@ def draw_weights(axes: Sequence[Axes], found: ThreeForms, t: int, chunk: int) ->
     kind, _, top = limits(A[~future])
     for ax, mask in zip(axes, (future, future | far), strict=True):
         scale = {"kind": kind, "vmax": top, "bar": False, "mask": mask}
-        heat(A, ax=ax, row_name="read at t", col_name="written at j", **scale)
+        heat(A, ax=ax, row_name="time t", col_name="token s", **scale)
         ax.set(xticks=sorted({0, T // 2, T - 1}), yticks=sorted({0, T // 2, T - 1}))
     outline(axes[0], 0, t, t + 1, 1, "output")
     outline(axes[1], start, t, t + 1 - start, 1, "output")
@@ -718,7 +718,7 @@ def draw_maps(fig: Figure, maps: Mapping[str, np.ndarray]) -> None:
     for ax, (title, A) in zip(axes, maps.items(), strict=True):
         future = np.triu(np.ones(A.shape, bool), 1)
         scale = {"kind": "count", "vmax": 1.0, "log": 0.05, "bar": False, "mask": future}
-        heat(A, ax=ax, row_name="read at t", col_name="written at j", **scale)
+        heat(A, ax=ax, row_name="time t", col_name="token s", **scale)
         ax.set_title(title, fontsize=8)
     bar_at(axes, 5.95, 0.5, 1.95)
 

@@ -7,7 +7,7 @@ function render({ model, el }) {
   const places = el.querySelectorAll(".lv-panel"), tokens = el.querySelectorAll(".lv-tokens span");
   const panels = data.panels.map((panel, i) => ({ ...panel, place: places[i] }));
   const last = data.steps.length - 1;
-  let t = data.start, timer = 0;
+  let t = data.start, timer = 0, pointed = null;
 
   // A sheet is a PNG in three pieces; the middle one is its palette, so a theme costs no pixels.
   function sheet(panel, palette, ready) {
@@ -66,7 +66,7 @@ function render({ model, el }) {
     find(".lv-time").textContent = words;
     tokens.forEach((token, i) => token.classList.toggle("lv-now", i === t));
     panels.forEach((panel) => draw[panel.kind](panel));
-    readout.textContent = "";
+    readout.textContent = pointed ? pointed() : "";
   }
 
   function stop() {
@@ -108,11 +108,19 @@ function render({ model, el }) {
     if (!seen) return "not applicable";
     if (level === 254) return "NaN";
     const { table, low, high } = panel;
-    const number = table ? table[level] : low + (level / 253) * (high - low);
-    if (level === 253 && panel.over) return "≥ " + short(high);
-    if (level === 0 && panel.under) return "≤ " + short(low);
-    const close = table ? "" : " ± " + Number(((high - low) / 506).toPrecision(1));
-    return "= " + short(number) + close;
+    const at = (n) => (table ? table[n] : low + (n / 253) * (high - low));
+    const gaps = [level - 1, level + 1].filter((n) => n >= 0 && n <= 253).map((n) => at(n) - at(level));
+    const error = Math.max(...gaps.map(Math.abs)) / 2;
+    if (level === 253 && panel.over) return "≥ " + Number((high - error).toPrecision(4));
+    if (level === 0 && panel.under) return "≤ " + Number((low + error).toPrecision(4));
+    return "= " + about(at(level), error);
+  }
+  // A number to one digit more than its error, which is rounded up.
+  function about(number, error) {
+    const digit = 10 ** Math.floor(Math.log10(error));
+    const shown = (Math.round((number / digit) * 10) / 10) * digit;
+    const most = Math.ceil((error + Math.abs(number - shown)) / digit - 1e-9) * digit;
+    return Number(shown.toPrecision(12)) + " ± " + Number(most.toPrecision(1));
   }
   function learn(panel) {
     if (panel.asked) return;
@@ -141,7 +149,12 @@ function render({ model, el }) {
       canvas.addEventListener("pointermove", (event) => {
         const [i, j] = cell(event);
         const where = panel.names[0] + " " + panel.rows[i] + ", " + panel.names[1] + " " + panel.cols[j];
-        readout.textContent = `${panel.title} (${where}) ${value(panel, i, j)}`;
+        pointed = () => `${panel.title} (${where}) ${value(panel, i, j)}`;
+        readout.textContent = pointed();
+      });
+      canvas.addEventListener("pointerleave", () => {
+        pointed = null;
+        readout.textContent = "";
       });
       if (panel.kind === "rows") canvas.addEventListener("click", (event) => show(cell(event)[0]));
     } else if (panel.kind === "lines") {
@@ -155,7 +168,8 @@ function render({ model, el }) {
   button.addEventListener("click", toggle);
   tokens.forEach((token, i) => token.addEventListener("click", () => show(i)));
   el.addEventListener("keydown", (event) => {
-    if (event.target === button) return;
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.target === button && event.key === " ") return; // presses it
     const to = { ArrowRight: t + 1, ArrowLeft: t - 1, Home: 0, End: last }[event.key];
     if (event.key === " ") toggle();
     else if (to === undefined || event.target === slider) return;

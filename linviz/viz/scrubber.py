@@ -8,6 +8,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from copy import copy
 from functools import cache
 from importlib.resources import files
 from math import ceil
@@ -26,7 +27,7 @@ from linviz.viz.matrices import (
     ticks,
 )
 from linviz.viz.moving import MOST_FRAMES, SIDES, Frames, Lines, Matrices, Points, Rows
-from linviz.viz.picture import Picture, by_theme, render, style_sheet
+from linviz.viz.picture import Picture, by_theme, closing, render, style_sheet
 from linviz.viz.sprites import palette, sprite_sheet, text64
 
 STILLS = 6  # steps that the still picture shows
@@ -92,6 +93,7 @@ class Scrubber(Picture):
         sizes = {p.title or type(p).__name__: len(p) for p in panels}
         if not panels or len(set(sizes.values())) > 1:
             raise ValueError(f"panels: wanted as many steps in each, got {sizes or 'none'}")
+        panels = [copy(panel) for panel in panels]  # the caller may use them again
         T = len(panels[0])
         for name, given in (("tokens", tokens), ("steps", steps)):
             if given is not None and len(given) != T:
@@ -101,13 +103,13 @@ class Scrubber(Picture):
         kept = thin_steps(T, max(2, min(MOST_FRAMES, *(panel.most for panel in panels))))
         notes = [note] + [f"{len(kept)} of {T} steps shown."] * (len(kept) < T)
         notes += [panel.keep(kept) for panel in panels]
-        self.panels = list(panels)
+        self.panels = panels
         self.steps = [int(t) for t in (np.arange(T) if steps is None else np.asarray(steps))[kept]]
         self.tokens = None if tokens is None else [str(tokens[i]) for i in kept]
         self.start = len(kept) - 1 if start is None else int(np.abs(kept - start % T).argmin())
         many = sum(isinstance(panel, Matrices) for panel in panels) > 2
         for panel in panels:
-            panel.times = self.steps
+            panel.times, panel.whole = self.steps, max(T, self.steps[-1] + 1)
             if isinstance(panel, Matrices):
                 panel.side = SIDES[many]
             if isinstance(panel, Rows) and panel.labels["rows"] is None:
@@ -149,13 +151,14 @@ class Scrubber(Picture):
                 )
                 for i, panel in enumerate(band):
                     ax = part.add_subplot(grid[0, i + alone])
+                    panel.room = Rows.room / len(band)
                     panel.still([ax], at, names)
-                    ax.set_title(panel.title, fontsize="medium")
+                    ax.set_title(panel.title, fontsize="medium", parse_math=False)
                     if i and panel.names[0] == band[0].names[0]:
                         ax.set_ylabel("")
             else:
                 axes = part.subplots(1, n, squeeze=False, sharey=n > 1)[0]
-                part.suptitle(band[0].title, fontsize="medium")
+                part.suptitle(band[0].title, fontsize="medium", parse_math=False)
                 band[0].still(list(axes), at, names)
         return fig
 
@@ -163,11 +166,11 @@ class Scrubber(Picture):
         """All steps as a GIF."""
         from PIL import Image
 
+        n = len(self.panels)
+        columns = min(n, 3)
+        size = (3.3 * columns, 2.9 * ceil(n / columns))
         pictures = []
-        with style(theme):
-            n = len(self.panels)
-            columns = min(n, 3)
-            size = (3.3 * columns, 2.9 * ceil(n / columns))
+        with style(theme), closing():
             fig = new_figure(figsize=size, layout="constrained")
             grid = fig.subplots(ceil(n / columns), columns, squeeze=False).ravel()
             to = [panel.move(ax, 0) for panel, ax in zip(self.panels, grid, strict=False)]
@@ -176,12 +179,11 @@ class Scrubber(Picture):
             for i in tqdm(range(len(self.steps)), desc="gif", unit="frame", leave=False):
                 for move in to:
                     move(i)
-                fig.suptitle(self.words(i), fontsize="medium")
+                fig.suptitle(self.words(i), fontsize="medium", parse_math=False)
                 out = io.BytesIO()
                 fig.savefig(out, format="png", dpi=100)
                 fig.set_layout_engine("none")
                 pictures.append(Image.open(out).convert("RGB").quantize(128))
-        mpl.pyplot.close(fig)
         out = io.BytesIO()
         pictures[0].save(
             out, "GIF", save_all=True, append_images=pictures[1:], duration=self.pause, loop=0
@@ -245,5 +247,5 @@ class Scrubber(Picture):
             "</div>"
             '<p class="lv-readout" aria-live="polite"></p>'
             "<noscript>This figure moves by JavaScript.</noscript>"
-            '<script type="application/json">' + encoded.replace("</", "<\\/") + "</script>"
+            '<script type="application/json">' + encoded.replace("<", "\\u003c") + "</script>"
         )

@@ -85,12 +85,12 @@ def svg_image(
     return f'<svg{name} aria-hidden="true" {size}>{"".join((*parts, *over))}</svg>'
 
 
-def panel_html(title: str, width: Number, height: Number, body: str) -> str:
-    """A panel around its body."""
+def panel_html(title: str, width: Number, height: Number, body: str, legend: str = "") -> str:
+    """A panel around its body, with the legend below."""
     return (
         f'<div class="lv-panel" style="width:{width:.0f}px"><div class="lv-title">'
         f'{html.escape(title)}</div><div class="lv-stage" style="width:{width:.0f}px;'
-        f'height:{height:.0f}px">{body}</div></div>'
+        f'height:{height:.0f}px">{body}</div>{legend}</div>'
     )
 
 
