@@ -82,6 +82,7 @@ class Trace(dict[str, Tensor]):
         mechanism: what was run.
         options: with which options.
         sizes: by letter.
+        start: the parts of the state it began from; None for the first.
     """
 
     def __init__(
@@ -90,13 +91,15 @@ class Trace(dict[str, Tensor]):
         mechanism: "Mechanism",
         options: Mapping[str, Any],
         sizes: Sizes,
+        start: tuple[Tensor, ...] | None = None,
     ):
         """Keep the tensors by name, and what they came from."""
         super().__init__(named)
         self.mechanism, self.options, self.sizes = mechanism, dict(options), dict(sizes)
+        self.start = start
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        return Trace, (dict(self), self.mechanism, self.options, self.sizes)
+        return Trace, (dict(self), self.mechanism, self.options, self.sizes, self.start)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -131,7 +134,16 @@ class Trace(dict[str, Tensor]):
         return " ".join(letters).lower()
 
     def attention_map(self, **keep: Any) -> Tensor:
-        """The effective attention of this run, see `Mechanism.attention_map`."""
+        """The effective attention of this run, see `Mechanism.attention_map`.
+
+        Raises:
+            ValueError: it began from a state that changes the weights: a cache, a normaliser.
+        """
+        if self.start is not None and len(self.mechanism.state) > 1:
+            raise ValueError(
+                f"this trace of {self.mechanism.name} began from a state, which changes the "
+                "weights of the tokens after it: trace the whole sequence from S=None"
+            )
         return self.mechanism.attention_map(*self.inputs, **self.options, **keep)
 
     def __getattr__(self, name: str) -> Tensor:
@@ -221,7 +233,8 @@ class Form:
             else:
                 o, S = function(*wide, S=S, **options)
         if self.name == "trace":
-            return m.named_trace(result, wide, options, sizes)
+            begun = tuple(wide_parts) if parts else None
+            return Trace(m.named(result, wide), m, options, sizes, begun)
         if m.cache:  # keeps the types that came in
             S = tuple(s.to(x.dtype) for s, x in zip(S, parts or inputs[1:], strict=True))
         o = o.to(value.dtype)
@@ -601,16 +614,13 @@ class Mechanism:
             return options
         return self.settle(options, sizes, inputs[self.value_index], validate)
 
-    def named_trace(
-        self, result: dict[str, Any], inputs: Sequence[Tensor], options: dict, sizes: Sizes
-    ) -> Trace:
+    def named(self, result: dict[str, Any], inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """What a trace function returned, under the mechanism's own names."""
         given = {spec.name: x for x, spec in zip_specs(self, inputs)}
         S, o = result.pop("S"), result.pop("o")
         parts = (S,) if isinstance(S, Tensor) else S
         states = {x.name: part for x, part in zip(self.state, parts, strict=True)}
-        named = given | result | given | {self.output.name: o} | states
-        return Trace(named, self, options, sizes)
+        return given | result | given | {self.output.name: o} | states
 
     def example(
         self,

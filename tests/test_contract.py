@@ -226,6 +226,30 @@ def test_trace_holds_every_state(m):
 
 
 @every
+def test_a_trace_knows_what_it_came_from(m):
+    inputs, S = example(m, 9)
+    tr = pickle.loads(pickle.dumps(m.trace(*inputs)))
+    assert tr.mechanism is m and tr.start is None and tr.sizes["T"] == 9
+    for x, given in zip(tr.inputs, inputs, strict=True):
+        assert torch.equal(x, given)
+    for name, x in tr.items():
+        letters = tr.letters(name).split()
+        timed = {"t", "s"} if m.cache else {"t"}
+        assert len(letters) == x.ndim and bool(timed & {*letters}) == (9 in x.shape), name
+    begun = m.trace(*inputs, S=S)
+    for kept, part in zip(begun.start, [S] if isinstance(S, torch.Tensor) else S, strict=True):
+        assert torch.equal(kept, part)
+    if not m.linear:
+        return
+    assert torch.equal(tr.attention_map(), m.attention_map(*inputs))
+    if len(m.state) == 1:
+        assert torch.equal(begun.attention_map(), m.attention_map(*inputs))
+    else:
+        with pytest.raises(ValueError, match="began from a state"):
+            begun.attention_map()
+
+
+@every
 def test_no_tokens_change_nothing(m):
     inputs, S = example(m, 0)
     inputs = [x.requires_grad_() for x in inputs]
