@@ -230,8 +230,8 @@ def test_a_trace_knows_what_it_came_from(m):
     inputs, S = example(m, 9)
     tr = pickle.loads(pickle.dumps(m.trace(*inputs)))
     assert tr.mechanism is m and tr.start is None and tr.sizes["T"] == 9
-    for x, given in zip(tr.inputs, inputs, strict=True):
-        assert torch.equal(x, given)
+    for x, came in zip(tr.inputs, inputs, strict=True):
+        assert torch.equal(x, came)
     for name, x in tr.items():
         letters = tr.letters(name).split()
         timed = {"t", "s"} if m.cache else {"t"}

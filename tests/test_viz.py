@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import linviz as lv
 from linviz import viz
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -330,3 +331,41 @@ def test_the_picture_of_the_readme(tmp_path):
     for svg in (drawn, path.with_suffix(".svg")):
         text = svg.read_text()
         assert len(text) < 120_000 and "<image" not in text and "fill: #ffffff" in text
+
+
+def test_panels_show_a_huge_matrix_in_blocks():
+    x = np.zeros((3000, 2100))
+    x[2999, 7] = -4
+    picture = viz.panels({"huge": x})
+    ax = picture.figure().axes[0]
+    assert max(ax.images[0].get_array().shape) <= 1024 and ax.images[0].get_array().min() == -4
+    assert "3000" in ax.get_ylabel() and "2100" in ax.get_xlabel()
+    assert "blocks of 3" in picture.note.lower() and "3000 x 2100" in picture.alt
+
+
+def test_a_list_of_tensors_with_gradients_will_do():
+    x = [torch.ones(2, requires_grad=True, dtype=torch.bfloat16), torch.zeros(2)]
+    np.testing.assert_array_equal(viz.panels({"a": x}).figure().axes[0].images[0].get_array()[0], 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: viz.cell("gla"),
+        lambda: viz.cells("gla"),
+        lambda: viz.family_tree(["gla"]),
+        lambda: viz.triangles(["gla"]),
+        lambda: viz.triangles(lv.gla),
+        lambda: viz.cache_or_state(["softmax", "gla"]),
+    ],
+)
+def test_names_are_not_mechanisms(call):
+    with pytest.raises(ValueError, match=r"mechanisms: wanted .*lv.registry"):
+        call()
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="128 chunks or fewer"):
+        viz.chunk_tiling(100_000, 1)
+    with pytest.raises(ValueError, match="T: wanted a number from 1 to 4096"):
+        viz.cache_or_state([lv.softmax, lv.gla], T=100_000)

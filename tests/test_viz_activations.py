@@ -209,7 +209,7 @@ def test_rotate_turns_the_pairs_it_says(layout, pairs):
     ("call", "words"),
     [
         (lambda: act.token_norms(np.ones(3)), r"x: wanted axes \[t, d\].*\[3\]"),
-        (lambda: act.outlier_channels({}), "one layer"),
+        (lambda: act.outlier_channels({}), "x: wanted one entry or more"),
         (
             lambda: act.outlier_channels({"a": np.ones((2, 3)), "b": np.ones((2, 4))}),
             "one d.*'b': 4",
@@ -322,7 +322,9 @@ def test_channel_magnitude_marks_outliers():
     lines = {line.get_label(): line for line in ax.lines}
     np.testing.assert_array_equal(lines["median"].get_ydata(), [20, 7, 1, 1, 1])
     np.testing.assert_array_equal(lines["outlier channel (2)"].get_xdata(), [1, 2])
-    assert "1, 3." in drawn.caption
+    assert ax.get_xlabel() == "channels d (5), by falling maximum"
+    assert "Outlier channels: 1, 3." in drawn.caption
+    assert "One outlier channel: channel 1." in act.channel_magnitude(x[:, 2:]).caption
     assert "none." in act.channel_magnitude(np.zeros((3, 2))).caption
 
 
@@ -348,6 +350,7 @@ def test_massive_activations_of_one_layer():
     np.testing.assert_array_equal(lines["massive (2)"].get_ydata(), [300, 120])
     assert lines["100"].get_ydata()[0] == 100
     assert lines["1000 x median"].get_ydata()[0] == pytest.approx(100)
+    assert lines["1000 x median"].get_color() != lines["100"].get_color()
     assert "(0, 5): -300, (4, 4): 120" in drawn.caption
     assert "none" in act.massive_activations(np.ones((3, 3))).caption
 
@@ -372,7 +375,10 @@ def test_distributions_draw_quantiles_and_kurtosis():
     assert (first.get_y(), first.get_height()) == pytest.approx((-49, 98))
     assert (second.get_y(), second.get_height()) == pytest.approx((-25, 50))
     np.testing.assert_allclose(low.lines[0].get_ydata(), [act.kurtosis(ramp)] * 2)
-    assert top.get_yscale() == "linear"
+    assert top.get_yscale() == "linear" and low.get_xlabel() == "layer (2)"
+    assert "Heaviest" not in act.distributions({"one": ramp, "two": 2 * ramp}).caption
+    spiked = act.distributions({"one": ramp, "two": ramp**15})
+    assert "Heaviest tails: two with" in spiked.caption
     heavy_top = act.distributions(heavy()).figure().axes[0]
     assert heavy_top.get_yscale() == "symlog"
 
@@ -380,7 +386,7 @@ def test_distributions_draw_quantiles_and_kurtosis():
 def test_distributions_of_a_trace_take_its_inputs_and_output():
     axes = act.distributions(trace("gated_deltanet")).figure().axes
     names = [t.get_text() for t in axes[1].get_xticklabels()]
-    assert names == ["q", "k", "v", "beta", "g", "o"]
+    assert names == ["q", "k", "v", "beta", "g", "o"] and axes[1].get_xlabel() == "part (6)"
     inks = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in axes[0].patches[::2]]
     assert inks[:3] == [INK[name].lower() for name in ("query", "key", "value")]
     tr = trace()
@@ -404,21 +410,22 @@ def test_gate_histogram_shows_both_ends_and_exact_gates():
     assert heights[0] == pytest.approx(1 / 3) and heights[-1] == pytest.approx(0.1 / 3)
     assert rows.shape == (3, 34) and rows[2].max() == 100 and rows[2].argmax() > 27
     assert "0.33% exactly 0" in drawn.caption and "33.37% above 0.99" in drawn.caption
-    title = drawn.figure().axes[0].get_title()
-    assert "exactly 0: 0.33%" in title and "exactly 1: 0.03%" in title
+    assert "0.03% exactly 1" in drawn.caption
+    logs = act.gate_histogram(np.log(a[:, 2:]), part="w", log=True)
+    assert logs.figure().axes[-1].get_xlabel() == "gate e^w"
 
 
 def test_gate_histogram_rows_are_heads_or_channels():
     tr = trace("gla")
     axes = act.gate_histogram(tr).figure().axes
-    assert axes[1].get_ylabel() == "head h (2)" and axes[1].get_xlabel() == "gate a, two-sided"
+    assert axes[1].get_ylabel() == "head h (2)" and axes[1].get_xlabel() == "gate a"
     axes = act.gate_histogram(tr, head=1).figure().axes
     assert axes[1].get_ylabel() == "key channel k (16)"
     assert act.gate_histogram(trace("mamba")).figure().axes[1].get_ylabel() == "channel d (16)"
     assert act.gate_histogram(trace("retnet")).figure().axes[1].get_ylabel() == "head h (2)"
     for part in ("i", "f", "o_gate"):
         drawn = act.gate_histogram(trace("lstm"), part=part)
-        assert drawn.figure().axes[1].get_xlabel() == f"gate {part}, two-sided"
+        assert drawn.figure().axes[1].get_xlabel() == f"gate {part}"
     assert len(act.gate_histogram(tr["a"][0, :, 0, 0]).figure().axes) == 1
     with_heads = act.gate_histogram(tr["a"][0])
     np.testing.assert_array_equal(bars(with_heads)[1], bars(act.gate_histogram(tr))[1])
@@ -448,14 +455,16 @@ def test_qkv_stripes_are_linked_and_rotated():
     tr = trace("gla")
     drawn = act.qkv_stripes(tr, head=1, base=100.0)
     panels = list(drawn.panels)
-    assert [p.title[0] for p in panels] == list("qkvqk")
+    assert [p.title[0] for p in panels] == list("qqvkk")
     q, k = (tr[x][0, :, 1].double().numpy() for x in "qk")
     np.testing.assert_array_equal(panels[0].x, q)
     np.testing.assert_allclose(panels[4].x, act.rotate(k, base=100.0))
+    np.testing.assert_allclose(panels[1].x, act.rotate(q, base=100.0))
+    np.testing.assert_array_equal(panels[3].x, k)
     assert len({panels[i].norm.vmax for i in (0, 1, 3, 4)}) == 1
     assert "i and i + K/2" in drawn.caption
     drawn = act.qkv_stripes(q, k, k[:, :3], rotary="interleaved")
-    np.testing.assert_allclose(drawn.panels[3].x, act.rotate(q, layout="interleaved"))
+    np.testing.assert_allclose(drawn.panels[1].x, act.rotate(q, layout="interleaved"))
     assert "2i and 2i + 1" in drawn.caption
     assert len(act.qkv_stripes(q, k, k, rotary=None).panels) == 3
     assert panels[2].names[1] == "value channel v"
@@ -466,13 +475,13 @@ def test_compare_has_one_scale():
     b[0, 0] = 9
     drawn = act.compare(a, b, names=("left", "right"), scale="linear")
     panels = panels_of(drawn)
-    np.testing.assert_allclose(panels["left - right"].x, a - b)
-    assert {panels[n].norm.vmax for n in ("left", "right", "left - right")} == {
-        np.abs(np.stack([a, b, a - b])).max()
-    }
+    apart = panels["left − right (own scale)"]
+    np.testing.assert_allclose(apart.x, a - b)
+    assert {panels[n].norm.vmax for n in ("left", "right")} == {np.abs(np.stack([a, b])).max()}
+    assert apart.norm.vmax == np.abs(a - b).max() != panels["left"].norm.vmax
     assert {panels[n].kind for n in ("left", "right")} == {"signed"}
     np.testing.assert_allclose(
-        drawn.panels[-1].series["left - right"], np.linalg.norm(a - b, axis=1)
+        drawn.panels[-1].series["left − right"], np.linalg.norm(a - b, axis=1)
     )
     relative = np.linalg.norm(a - b) / np.linalg.norm(b)
     assert f"norm of right {relative:.3g}" in drawn.caption
@@ -530,19 +539,19 @@ def test_pictures_survive_numbers_that_say_nothing(bad):
         (lambda: act.activation_map(trace(), part="S"), r"\[t, k, v\]"),
         (lambda: act.activation_map(trace(), head=2), "head"),
         (lambda: act.channel_magnitude(np.ones((2, 2)), order="random"), "order"),
-        (lambda: act.channel_magnitude({}), "one layer"),
+        (lambda: act.channel_magnitude({}), "x: wanted one entry or more"),
         (lambda: act.massive_activations(np.ones(3)), "x: wanted"),
         (lambda: act.distributions({}), "layers: wanted one"),
         (lambda: act.distributions(trace(), parts=["z"]), "parts.*'z'"),
-        (lambda: act.distributions(trace("mamba"), parts=["A"]), "does not depend on time"),
+        (lambda: act.distributions(trace("mamba"), parts=["A"]), "depend on time, got 'A'"),
         (lambda: act.gate_histogram(np.ones((2, 2, 2, 2))), r"a: wanted axes"),
         (lambda: act.gate_histogram(np.full((2, 2), 2.0)), "got 2"),
-        (lambda: act.gate_histogram(trace("softmax")), "softmax has no gate 'a'"),
-        (lambda: act.gate_histogram(trace("lstm")), "lstm has no gate 'a'.*i, f, o_gate"),
-        (lambda: act.gate_histogram(trace("gru")), "one of z"),
-        (lambda: act.gate_histogram(trace("rwkv7")), r"a of rwkv7 does not hold gates in \[0, 1\]"),
-        (lambda: act.gate_histogram(trace("s4")), "does not depend on time"),
-        (lambda: act.gate_histogram(trace("gla"), head=5), "head: a has 2"),
+        (lambda: act.gate_histogram(trace("softmax")), "one of A, got 'a'"),
+        (lambda: act.gate_histogram(trace("lstm")), "one of i, f, o_gate, got 'a'"),
+        (lambda: act.gate_histogram(trace("gru")), "one of z, got 'a'"),
+        (lambda: act.gate_histogram(trace("rwkv7")), r"part: wanted gates in \[0, 1\].*got 'a'"),
+        (lambda: act.gate_histogram(trace("s4")), "that depend on time, of which s4 has none"),
+        (lambda: act.gate_histogram(trace("gla"), head=5), "head: wanted -2 to 1, got 5"),
         (lambda: act.qkv_stripes(np.ones((2, 2))), "k, v: wanted"),
         (lambda: act.qkv_stripes(np.ones((2, 2)), np.ones((3, 2)), np.ones((2, 2))), "one t"),
         (lambda: act.qkv_stripes(trace("mamba")), "'q'"),

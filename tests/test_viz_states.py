@@ -11,6 +11,7 @@ import torch
 import linviz as lv
 from linviz.viz import memory, survival
 from linviz.viz import states as viz
+from linviz.viz.magnitudes import memory_limit
 
 rng = np.random.default_rng(0)
 
@@ -123,11 +124,11 @@ def test_a_step_is_its_transition_and_what_it_writes(name):
 
 
 def test_steps_refuse_heads_and_sequences_that_are_not_there():
-    with pytest.raises(ValueError, match="head: gla has 2: wanted -2 to 1, got 2"):
+    with pytest.raises(ValueError, match="head: wanted -2 to 1, got 2"):
         memory.steps(traced("gla"), head=2)
-    with pytest.raises(ValueError, match="head: mamba has 1"):
+    with pytest.raises(ValueError, match="head: wanted -1 to 0, got 1"):
         memory.steps(traced("mamba"), head=1)
-    with pytest.raises(ValueError, match="batch: there are 1"):
+    with pytest.raises(ValueError, match="batch: wanted -1 to 0, got 1"):
         memory.steps(traced("gla"), batch=1)
 
 
@@ -291,9 +292,12 @@ def test_effective_state_size_by_tolerance():
             lambda: memory.retention(np.ones((4, 2)), written=np.ones((4, 3))),
             r"written: .*\[4, 3\]",
         ),
-        (lambda: memory.retention(traced("gla"), written=np.ones((4, 3))), "written: a trace"),
+        (
+            lambda: memory.retention(traced("gla"), written=np.ones((4, 3))),
+            "written: wanted None",
+        ),
         (lambda: memory.retention(np.ones((4, 2)), at=[4]), "at: wanted -4 to 3, got 4"),
-        (lambda: memory.effective_state_size(np.ones((4, 2))), r"A: wanted \[t, j\].*\[4, 2\]"),
+        (lambda: memory.effective_state_size(np.ones((4, 2))), r"A: wanted \[t, s\].*\[4, 2\]"),
     ],
 )
 def test_measures_name_the_shapes_meant(call, words):
@@ -409,13 +413,17 @@ def test_labelled_state():
     assert "blocks of 3 of 300" in large.note.lower()
 
 
-def test_state_difference_on_one_scale():
+def test_state_difference_has_its_own_scale():
     a = rng.normal(size=(5, 2, 3))
     picture = drawn(viz.state_difference(a, 3 * a))
     three = picture.panels[:3]
     for shown, wanted in zip(three, (a, 3 * a, -2 * a), strict=True):
         np.testing.assert_allclose(shown.x, wanted)
-    assert {(p.norm.vmin, p.norm.vmax) for p in three} == {(-3 * abs(a).max(), 3 * abs(a).max())}
+    for shown, factor in zip(three, (3, 3, 2), strict=True):
+        assert shown.norm.vmax == -shown.norm.vmin == pytest.approx(factor * abs(a).max())
+    assert three[2].title == "a − b (own scale)"
+    capped = viz.state_difference(a, 3 * a, vmax=7).panels
+    assert [p.norm.vmax for p in capped[:2]] == [7, 7] and capped[2].norm.vmax < 7
     np.testing.assert_allclose(
         panel(picture, "norm of the difference").series[""], 2 * memory.state_norm(a)
     )
@@ -425,7 +433,7 @@ def test_state_difference_of_two_mechanisms():
     q, k, v, g = lv.gla.example(8, dtype=torch.float64)
     one, two = lv.gla.trace(q, k, v, g), lv.retnet.trace(q, k, v)
     picture = viz.state_difference(one, two, head=1)
-    assert [p.title for p in picture.panels[:3]] == ["gla", "retnet", "gla − retnet"]
+    assert [p.title for p in picture.panels[:3]] == ["gla", "retnet", "gla − retnet (own scale)"]
     np.testing.assert_allclose(picture.panels[2].x, (one.S - two.S)[0, :, 1])
     with pytest.raises(
         ValueError, match=r"b: wanted the shape of a.*\[8, 16, 16\].*\[12, 16, 16\]"
@@ -451,7 +459,7 @@ def test_state_measures_of_several():
     )
     with pytest.raises(ValueError, match=r"x: wanted states of one length.*'b': 5"):
         viz.state_measures({"a": traced("gla"), "b": traced("gla", T=5)})
-    with pytest.raises(ValueError, match="x: wanted one state"):
+    with pytest.raises(ValueError, match="x: wanted one entry or more"):
         viz.state_measures({})
 
 
@@ -474,8 +482,12 @@ def test_eigenvalues_in_the_circle():
     assert points.circle
     np.testing.assert_allclose(points.x, [[0, 0], [-0.81, -0.81]], atol=1e-12)
     np.testing.assert_allclose(np.sort(points.y, 1), [[-0.9, 0.9], [0, 0]], atol=1e-12)
-    np.testing.assert_allclose(lines.series["largest"], [0.9, 0.81])
-    assert "first order" in survival.eigenvalues(traced("rnn")).note
+    np.testing.assert_allclose(lines.series["all"], [0.9, 0.81])  # equal: one curve
+    shrink = survival.eigenvalues([[0.5, 1.0]] * 3).panels[1].series
+    assert [y[0] for y in shrink.values()] == [1, 0.5] and list(shrink) == ["largest", "smallest"]
+    assert "Jacobian" in survival.eigenvalues(traced("rnn")).note
+    for name in ("s4", "gla"):
+        assert ("conjugate" in survival.eigenvalues(traced(name)).caption) == (name == "s4")
 
 
 @pytest.mark.parametrize("name", lv.registry.names)
@@ -490,18 +502,23 @@ def test_retention_and_eigenvalues_of_every_mechanism(name):
     np.testing.assert_allclose(points.x + 1j * points.y, found)
 
 
+def test_a_caption_says_where_nothing_is_forgotten():
+    assert "nothing is ever forgotten" in survival.retention_curves(np.ones((5, 2))).caption
+    assert "nothing" not in survival.retention_curves(np.full((5, 2), 0.9)).caption
+
+
 def test_retention_curves_of_chosen_tokens():
     gates = np.full((8, 2), 0.5)
     picture = drawn(survival.retention_curves(gates, at=[0, -2], tokens="abcdefgh"))
     curves = picture.panels[1].series
-    assert list(curves) == ["j = 0 “a”", "j = 6 “g”"]
-    np.testing.assert_allclose(curves["j = 0 “a”"], 0.5 ** np.arange(8))
-    np.testing.assert_allclose(curves["j = 6 “g”"][6:], [1, 0.5])
-    assert np.isnan(curves["j = 6 “g”"][:6]).all()
+    assert list(curves) == ["s = 0 “a”", "s = 6 “g”"]
+    np.testing.assert_allclose(curves["s = 0 “a”"], 0.5 ** np.arange(8))
+    np.testing.assert_allclose(curves["s = 6 “g”"][6:], [1, 0.5])
+    assert np.isnan(curves["s = 6 “g”"][:6]).all()
     assert picture.panels[0].kind == "gate"
     wrote = np.stack([1 + np.arange(8.0), np.zeros(8)], 1)
     uneven = survival.retention_curves([[1.0, 0.5]] * 8, written=wrote, at=[1])
-    np.testing.assert_allclose(uneven.panels[1].series["j = 1"][1:], 1)
+    np.testing.assert_allclose(uneven.panels[1].series["s = 1"][1:], 1)
     many = survival.retention_curves(np.full((20, 1), 0.5), at=range(20))
     assert len(many.panels[1].series) == 12 and "Curves of 12 of 20 tokens." in many.note
     growing = survival.retention_curves(2 * np.eye(2)[None].repeat(4, 0))
@@ -530,7 +547,7 @@ def test_half_lives_of_every_mechanism(name):
     top = survival.half_lives(trace).figure().axes[0]
     rows = trace.sizes.get("H", trace.sizes.get("D"))
     assert len(top.get_yticks()) == rows
-    assert ("besides" in survival.half_lives(trace).note) == (
+    assert ("also erases" in survival.half_lives(trace).note) == (
         trace.mechanism.recurrence in ("delta_rule", "rank_one")
     )
 
@@ -540,7 +557,7 @@ def test_half_lives_of_very_many_channels_are_thinned():
     top, bottom = picture.figure().axes
     assert len(top.get_yticks()) == 16 and len(top.lines[0].get_xdata()) == 256
     assert sum(patch.get_height() for patch in bottom.patches) == 40_000
-    assert "16 of 40 rows" in picture.note and "256 of 1000 channels" in picture.note
+    assert "16 of 40 rows of dots shown." in picture.note and "256 of 1000 channels" in picture.note
     drawn(survival.half_lives([0.5, 0.25]))
     drawn(survival.half_lives(np.zeros((2, 3))))  # everything forgotten at once
 
@@ -548,11 +565,7 @@ def test_half_lives_of_very_many_channels_are_thinned():
 @pytest.mark.parametrize("name", [m.name for m in lv.registry if m.linear])
 def test_state_size_used_by_every_linear_mechanism(name):
     trace = traced(name, T=16)
-    picture = (
-        survival.state_size_used(trace, channel=-1)
-        if "D" in trace.sizes
-        else (survival.state_size_used(trace, head=1))
-    )
+    picture = survival.state_size_used(trace, head=1)
     series = picture.panels[0].series
     assert (series["rank"] <= series["at most"]).all()
     assert (series["entropy"] <= series["rank"] + 0.5).all()
@@ -599,7 +612,7 @@ def test_state_collapse_names_the_channels():
     S[7:, 2] *= 5
     picture = drawn(viz.state_collapse(S, 5))
     series = picture.panels[-1].series
-    assert list(series) == ["k = 2", "median channel", "limit from t = 5"]
+    assert list(series) == ["limit from t = 5", "k = 2", "median channel"]
     np.testing.assert_allclose(series["k = 2"], [1] * 7 + [25] * 3)
     np.testing.assert_allclose(series["limit from t = 5"], [np.nan] * 5 + [3] * 5)
     assert picture.caption.startswith("1 of 4 channels exceed 3 times")
@@ -617,11 +630,50 @@ def test_linked_panels_of_every_mechanism(name):
     titles = " | ".join(p.title for p in picture.panels)
     m = trace.mechanism
     assert len({len(p) for p in picture.panels}) == 1
-    assert "written" in titles and f"read out: {m.output.name}" in titles
+    assert ("written" in titles) == (name != "softmax") and f"read out: {m.output.name}" in titles
     assert ("effective attention" in titles) == m.linear
     no_gate = ("softmax", "rnn", "linear_attention", "deltanet")
     assert ("gate" in titles) == (name not in no_gate)
     assert ("erasing" in titles) == (m.recurrence in ("delta_rule", "rank_one"))
+
+
+def test_what_adds_up_is_on_one_scale():
+    trace = traced("gated_deltanet", T=6)
+    picture = viz.linked(trace, head=1)
+    state, erased, wrote = (
+        panel(picture, title) for title in ("state S", "change by erasing", "written")
+    )
+    scales = {(p.kind, p.norm.vmax) for p in (state, erased, wrote)}
+    assert scales == {("signed", max(abs(p.x).max() for p in (state, erased, wrote)))}
+    lost = panel(picture, "gate: forgotten, 1 − a").series[""]
+    np.testing.assert_allclose(lost, 1 - trace.a[0, :, 1])
+    old = np.concatenate([0 * state.x[:1], state.x[:-1]])
+    total = (1 - lost)[:, None, None] * old + erased.x + wrote.x
+    np.testing.assert_allclose(total, state.x, atol=1e-12)
+    assert "gate × old state + change by erasing + written" in picture.caption
+    assert "Head 1 of 2." in picture.caption
+    assert "State = Jacobian × old state + written" in viz.linked(traced("rnn")).caption
+    assert "State = old state + written" in viz.linked(traced("linear_attention")).caption
+
+
+def test_a_cache_is_shown_once():
+    trace = traced("softmax", T=6)
+    picture = viz.linked(trace)
+    titles = [p.title for p in picture.panels]
+    assert titles == ["cache of k", "cache of v", "read out: o", "effective attention"]
+    np.testing.assert_array_equal(picture.panels[1].x[-1], trace.v[0, :, 0])
+    assert picture.panels[1].empty[2, 3:].all() and not picture.panels[1].empty[2, :3].any()
+
+
+def test_a_skip_on_the_diagonal_does_not_hide_the_memory():
+    A = np.tri(40) + 99 * np.eye(40)
+    assert memory_limit(A, np.arange(40)) == 1
+    assert memory_limit(A[10:], np.arange(10, 40)) == 1
+    for plain in (np.tri(40), np.eye(40), np.tri(40) + 18 * np.eye(40)):
+        assert memory_limit(plain, np.arange(40)) is None
+    used = survival.state_size_used(A)
+    assert used.panels[1].norm.vmax == 1 and "end at 1, " in used.caption and used.start == 20
+    assert "end at" not in survival.state_size_used(np.tri(40)).caption
 
 
 def test_linked_panels_add_up():
@@ -629,7 +681,10 @@ def test_linked_panels_add_up():
     trace = traced("kda", K=4, V=5)
     picture = viz.linked(trace, head=1)
     S, written = panel(picture, "state S").x, panel(picture, "written").x
-    gate, erased = panel(picture, "gate: what is kept").x, panel(picture, "change by erasing").x
+    gate, erased = (
+        1 - panel(picture, "gate: forgotten, 1 − a").x,
+        panel(picture, "change by erasing").x,
+    )
     old = np.concatenate([0 * S[:1], S[:-1]])
     np.testing.assert_allclose(gate[:, :, None] * old + erased + written, S, atol=1e-10)
     o = panel(picture, "read out: o").x
@@ -643,15 +698,15 @@ def test_linked_panels_add_up():
     [
         (lambda: viz.state(np.ones(3)), r"S: wanted axes \[t, k, v\] or \[t, d\].*\[3\]"),
         (lambda: viz.state(torch.ones(1, 4, 2, 3, 3)), r"S: .*S\[0, :, 0\]"),
-        (lambda: viz.state(traced("gla"), part="z"), "part: this trace has .* not 'z'"),
-        (lambda: viz.state(traced("gla"), head=2), "head: S of gla has 2: wanted -2 to 1, got 2"),
+        (lambda: viz.state(traced("gla"), part="z"), "part: wanted one of .* got 'z'"),
+        (lambda: viz.state(traced("gla"), head=2), "head: wanted -2 to 1, got 2"),
         (lambda: viz.state(traced("gla"), tokens="ab"), "tokens: wanted 12 labels"),
         (lambda: viz.state(traced("gla"), start=12), "start: wanted -12 to 11, got 12"),
         (lambda: viz.state(np.ones((3, 2, 2)), rows="abc"), "rows: wanted 2 labels, got 3"),
         (lambda: viz.labelled_state(np.ones((2, 2)), cols="a"), "cols: wanted 2 labels, got 1"),
         (lambda: viz.labelled_state(traced("rnn")), r"x: wanted axes \[k, v\].*\[16\]"),
         (lambda: viz.linked(np.ones((3, 2, 2))), "trace: wanted a Trace"),
-        (lambda: survival.state_size_used(np.ones((3, 2))), r"A: wanted \[t, j\].*\[3, 2\]"),
+        (lambda: survival.state_size_used(np.ones((3, 2))), r"A: wanted \[t, s\].*\[3, 2\]"),
         (lambda: survival.state_size_used(traced("rnn")), "not linear"),
         (lambda: survival.half_lives(np.ones((1, 2, 2)), names="abc"), "names: wanted 2 labels"),
         (lambda: survival.half_lives(2 * np.ones((2, 2))), "a: wanted gates of magnitude 0 to 1"),
@@ -661,3 +716,45 @@ def test_linked_panels_add_up():
 def test_pictures_name_the_shapes_meant(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# ------------------------------------------------------------------------- hostile numbers
+
+
+def test_a_nan_is_seen_and_breaks_nothing():
+    S = np.random.default_rng(0).standard_normal((6, 4, 5))
+    S[2, 1, 1] = np.nan
+    for measure in (memory.singular_spectrum, memory.effective_rank, memory.stable_rank, memory.state_norm):
+        found = measure(S)
+        bad = np.isnan(found).reshape(6, -1)
+        assert bad[2].all() and not np.delete(bad, 2, 0).any()
+    viz.state(S).figure()
+    viz.state_measures(S).figure()
+    viz.singular_values(S).figure()
+    steps = np.broadcast_to(np.eye(3), (4, 3, 3)).copy()
+    steps[1, 0, 0] = np.inf
+    found = memory.transition_spectrum(steps)
+    assert np.isnan(found[1]).all() and (found[[0, 2, 3]] == 1).all()
+    with pytest.raises(ValueError, match="A: wanted finite numbers"):
+        memory.effective_state_size(np.full((3, 3), np.nan))
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "deltanet", "gated_deltanet", "kda"])
+def test_a_trace_that_began_from_a_state_continues_the_whole_one(name):
+    m = lv.registry[name]
+    inputs = m.example(T=8, dtype=torch.float64)
+    first = [x[:, :4] if spec.timed else x for x, spec in zip(inputs, m.inputs, strict=True)]
+    last = [x[:, 4:] if spec.timed else x for x, spec in zip(inputs, m.inputs, strict=True)]
+    whole, piece = m.trace(*inputs), m.trace(*last, m.recurrent(*first)[1])
+    a, b = memory.steps(whole), memory.steps(piece)
+    at, late = np.arange(4), np.arange(4, 8)
+    np.testing.assert_allclose(a.written()[late], b.written()[at], atol=1e-12)
+    panels = {p.title: p for p in viz.linked(whole).panels}
+    for panel in viz.linked(piece).panels:
+        if "erasing" in panel.title or "erased" in panel.title:
+            np.testing.assert_allclose(panel.x, panels[panel.title].x[4:], atol=1e-12)
+
+
+def test_half_life_of_any_tensor():
+    for kind in (torch.bfloat16, torch.float16, torch.complex64):
+        assert memory.half_life(torch.tensor([0.5, 1.0], dtype=kind)).tolist() == [1.0, np.inf]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from linviz.mechanism import Trace
+from linviz.viz.arguments import count_note, joined
 from linviz.viz.ink import INK
 from linviz.viz.magnitudes import (
     Layers,
@@ -26,7 +27,7 @@ from linviz.viz.magnitudes import (
     massive_positions,
     outlier_channels,
     rotate,
-    same_width,
+    same,
     token_norms,
     top_magnitudes,
     value_quantiles,
@@ -47,7 +48,7 @@ from linviz.viz.moving import Lines, Rows, count_by
 from linviz.viz.picture import Picture
 from linviz.viz.scrubber import Scrubber
 
-MOST_CELLS = 512  # columns of a map: at book width each has a pixel; more are shown in blocks
+MOST_COLUMNS = 512  # columns of a map: at book width each has a pixel; more are shown in blocks
 MOST_LAYERS = 6  # maps in one picture; of more layers some are shown
 
 
@@ -71,11 +72,6 @@ def infinite(layers: Layers) -> str:
     bad = sum(int((~np.isfinite(x)).sum()) for x in layers.values())
     what = "number that is not finite is" if bad == 1 else "numbers that are not finite are"
     return f"{bad} {what} left out." * bool(bad)
-
-
-def sentences(*said: str) -> str:
-    """The sentences that are not empty, in one row."""
-    return " ".join(x for x in said if x)
 
 
 def listed(items: Sequence[Any], most: int = 8) -> str:
@@ -139,34 +135,33 @@ SCALES = ("auto", "linear", "clip", "symlog")
 def activation_map(
     x: Array,
     *,
-    scale: str = "auto",
-    percentile: Number = 99.5,
-    tokens: Sequence[str] | None = None,
     part: str | None = None,
     head: int = 0,
     batch: int = 0,
+    scale: str = "auto",
+    percentile: Number = 99.5,
+    tokens: Sequence[str] | None = None,
 ) -> Scrubber:
     """Draw activations token by channel, and the norm of each token.
 
     Args:
         x: [t, d]; name -> [t, d] for several layers with the same t, on one scale; or a Trace.
+        part: of a trace, the entry to take; None takes the output.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         scale: "linear"; "clip", which cuts the colours at a percentile of the magnitudes (the bar
             gets arrows); "symlog", logarithmic on both sides of 0; or "auto", which clips if the
             largest magnitude is more than 3 times that percentile.
-        percentile: where to clip.
+        percentile: of the magnitudes, where the colours end.
         tokens: one label a step.
-        part: of a trace, the entry to take; None takes the output.
-        head: of a trace.
-        batch: of a trace.
 
     Returns:
         A Scrubber: a `Rows` panel for each layer, and `Lines` of the norms.
     """
     taken, axis = take(x, part, head, batch)
-    same_length(taken)
+    same("t", taken)
     options, said = choose_scale(taken, scale, percentile)
     shown = thin_layers(taken)
-    note = f"{len(shown)} of {len(taken)} layers shown." * (len(shown) < len(taken))
     kind = limits(np.concatenate([y.ravel() for y in shown.values()]))[0]
     maps = [
         Rows(y, name or "activations", kind=kind, col_name=axis, **options)
@@ -175,15 +170,8 @@ def activation_map(
     T, d = next(iter(taken.values())).shape
     what = f"Activations of {len(taken)} layers" if len(taken) > 1 else "Activations"
     alt = f"{what}, time t ({T}) by {axis} ({d}), and the norm of each token. {said}"
-    note = sentences(note, infinite(taken))
+    note = joined(count_note(len(shown), len(taken), "layers"), infinite(taken))
     return Scrubber([*maps, norm_lines(shown)], alt=alt, caption=said, note=note, tokens=tokens)
-
-
-def same_length(layers: Layers) -> None:
-    """Refuse layers of different times."""
-    sizes = {name: len(y) for name, y in layers.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"x: wanted layers [t, d] with one t, got {sizes}")
 
 
 def thin_layers(layers: Layers) -> Layers:
@@ -200,11 +188,11 @@ def qkv_stripes(
     k: Array = None,
     v: Array = None,
     *,
+    head: int = 0,
+    batch: int = 0,
     rotary: str | None = "half",
     base: Number = 10000.0,
     tokens: Sequence[str] | None = None,
-    head: int = 0,
-    batch: int = 0,
 ) -> Scrubber:
     """Draw queries, keys and values over time, and what rotary positions make of q and k.
 
@@ -212,22 +200,23 @@ def qkv_stripes(
         q: [t, k]; or a Trace with q, k and v, whose k and v are then left out here.
         k: [t, k].
         v: [t, v].
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         rotary: how `rotate` pairs channels: "half" or "interleaved"; None leaves rotation out.
         base: see `rotate`.
         tokens: one label a step.
-        head: of a trace.
-        batch: of a trace.
 
     Returns:
-        A Scrubber of linked `Rows`: q, k, v, then q and k rotated. q and k share one scale.
+        A Scrubber of linked `Rows`: q beside q rotated, v, and k beside k rotated. q and k share
+        one scale.
     """
     given = {"q": q, "k": k, "v": v}
     if isinstance(q, Trace):
         if k is not None or v is not None:
-            raise ValueError("k, v: a trace brings its own; wanted None")
+            raise ValueError("k, v: wanted None beside a trace, got arrays")
         q, k, v = (read(q, x, "t k", part=x, head=head, batch=batch) for x in given)
     elif k is None or v is None:
-        raise ValueError("k, v: wanted keys [t, k] and values [t, v], or a trace instead of q")
+        raise ValueError("k, v: wanted [t, k] and [t, v] beside an array q, got None")
     q, k, v = (array(x, n, "t k").astype(float) for n, x in zip(given, (q, k, v), strict=True))
     if q.shape != k.shape or len(q) != len(v):
         wanted = "q [t, k], k [t, k], v [t, v] with one t and one k"
@@ -240,9 +229,12 @@ def qkv_stripes(
     shared = {"kind": "signed", "vmax": top, "col_name": AXES["k"]}
     rows = [Rows(x, name, **shared) for name, x in stripes.items()]
     rows.insert(2, Rows(v, "v, values", kind="signed", col_name=AXES["v"]))
+    if rotary is not None:  # each beside its rotation
+        rows = [rows[i] for i in (0, 3, 2, 1, 4)]
     turned = (
-        f" Rotated: pair i of channels turns by t {base:g}^(-2i/K), K = {q.shape[1]}; a pair is "
-        f"{'i and i + K/2' if rotary == 'half' else '2i and 2i + 1'} (arXiv:2104.09864)."
+        f" Rotated ({rotary}): channels {'i and i + K/2' if rotary == 'half' else '2i and 2i + 1'} "
+        f"are a pair, which token t turns by the angle t {base:g}^(-2i/K), K = {q.shape[1]} "
+        "(arXiv:2104.09864): the first pairs change fast, the last hardly."
     ) * (rotary is not None)
     caption = "Queries and keys share one scale, values have their own." + turned
     alt = f"Stripes of q, k and v over time t ({len(q)}). {caption}"
@@ -255,51 +247,54 @@ def compare(
     b: Array,
     *,
     names: Sequence[str] = ("a", "b"),
-    scale: str = "auto",
-    percentile: Number = 99.5,
-    tokens: Sequence[str] | None = None,
     part: str | None = None,
     head: int = 0,
     batch: int = 0,
+    scale: str = "auto",
+    percentile: Number = 99.5,
+    tokens: Sequence[str] | None = None,
 ) -> Scrubber:
-    """Draw two models or mechanisms on one scale, with their difference.
+    """Draw two models or mechanisms on one scale, and their difference on its own.
 
     Args:
         a: [t, d], or a Trace.
         b: [t, d] of the same shape, or a Trace.
         names: what the two are called.
-        scale: see `activation_map`.
-        percentile: where to clip.
-        tokens: one label a step.
         part: of a trace, the entry to take; None takes the output.
-        head: of a trace.
-        batch: of a trace.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
+        scale: see `activation_map`.
+        percentile: of the magnitudes, where the colours end.
+        tokens: one label a step.
 
     Returns:
-        A Scrubber of linked `Rows` (a, b and a - b, on one scale), and `Lines` of their norms.
+        A Scrubber of linked `Rows` (a and b on one scale, a - b on its own), and `Lines` of their
+        norms.
     """
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"names: wanted two different names, got {list(names)}")
-    single = {
-        n: z if isinstance(z, Trace) else array(z, n, "t d")
-        for n, z in zip("ab", (a, b), strict=True)
-    }
-    taken = [take(z, part, head, batch, n) for n, z in single.items()]
-    (x, y), axes = (next(iter(layers.values())) for layers, _ in taken), [axis for _, axis in taken]
+    a, b = (z if isinstance(z, Trace) else array(z, n, "t d") for n, z in (("a", a), ("b", b)))
+    first, axis = take(a, part, head, batch, "a")
+    second, _ = take(b, part, head, batch, "b")
+    (x,), (y,) = first.values(), second.values()
     if x.shape != y.shape:
         shapes = f"{list(x.shape)} and {list(y.shape)}"
         raise ValueError(f"a, b: wanted one shape [t, d] for both, got {shapes}")
     with np.errstate(invalid="ignore"):
         apart = x - y
-    layers = {names[0]: x, names[1]: y, f"{names[0]} - {names[1]}": apart}
+    layers, minus = {names[0]: x, names[1]: y}, f"{names[0]} − {names[1]}"
     options, said = choose_scale(layers, scale, percentile)
+    own, _ = choose_scale({minus: apart}, scale, percentile)
     whole = np.linalg.norm(finite(y))
     relative = np.linalg.norm(finite(apart)) / whole if whole else np.nan
     caption = (
         f"Largest difference {np.abs(finite(apart)).max(initial=0):.3g}, norm of the difference "
-        f"over the norm of {names[1]} {relative:.3g}. {said}"
+        f"over the norm of {names[1]} {relative:.3g}. Of the two: {said[:1].lower()}{said[1:]}"
     )
-    maps = [Rows(z, name, kind="signed", col_name=axes[0], **options) for name, z in layers.items()]
+    shown = {"kind": "signed", "col_name": axis}
+    maps = [Rows(z, name, **shown, **options) for name, z in layers.items()]
+    maps.append(Rows(apart, f"{minus} (own scale)", **shown, **own))
+    layers[minus] = apart
     alt = f"{names[0]} and {names[1]}, time t ({len(x)}) by channel, and the difference. {caption}"
     note = infinite({names[0]: x, names[1]: y})
     return Scrubber([*maps, norm_lines(layers)], alt=alt, caption=caption, note=note, tokens=tokens)
@@ -311,13 +306,13 @@ def compare(
 def channel_magnitude(
     x: Array,
     *,
+    part: str | None = None,
+    head: int = 0,
+    batch: int = 0,
     order: str = "size",
     magnitude: Number = 6.0,
     layers: Number = 0.25,
     positions: Number = 0.06,
-    part: str | None = None,
-    head: int = 0,
-    batch: int = 0,
 ) -> Picture:
     """Draw how large each channel is, and mark the outlier channels.
 
@@ -326,13 +321,13 @@ def channel_magnitude(
 
     Args:
         x: [t, d]; name -> [t, d] for several layers; or a Trace.
+        part: of a trace, the entry to take; None takes the output.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         order: of the channels of one layer: "size" (by falling maximum) or "channel".
         magnitude: see `outlier_channels`.
         layers: see `outlier_channels`.
         positions: see `outlier_channels`.
-        part: of a trace, the entry to take; None takes the output.
-        head: of a trace.
-        batch: of a trace.
 
     Returns:
         A Picture.
@@ -340,24 +335,27 @@ def channel_magnitude(
     if order not in ("size", "channel"):
         raise ValueError(f"order: wanted 'size' or 'channel', got {order!r}")
     taken, axis = take(x, part, head, batch)
-    same_width(taken)
+    same("d", taken)
     found = outlier_channels(taken, magnitude=magnitude, layers=layers, positions=positions)
     stats = {name: channel_stats(y) for name, y in taken.items()}
     rule = f"a magnitude of {magnitude:g} or more at {positions:.3g} of the positions"
     if len(taken) > 1:
         rule += f" and in {layers:.3g} of the layers"
-    caption = f"Outlier channels ({rule}, arXiv:2208.07339): {listed(found.tolist()) or 'none'}."
+    caption = f"Outlier channels: {listed(found.tolist()) or 'none'}."
+    if len(found) == 1:
+        caption = f"One outlier channel: channel {found[0]}."
+    caption += f" An outlier has {rule} (arXiv:2208.07339)."
     if len(taken) == 1:
         (one,) = stats.values()
         draw = partial(_channel_curves, one, found, order, axis, magnitude, len(*taken.values()))
         caption = f"Magnitudes of {len(one['max'])} channels over time. {caption}"
         return Picture(draw, alt=caption, caption=caption, note=infinite(taken))
     top = np.stack([one["max"] for one in stats.values()])
-    shown, note = thin(top, (len(top), MOST_CELLS))
-    block = -(-top.shape[1] // MOST_CELLS)
+    shown, note = thin(top, (len(top), MOST_COLUMNS))
+    block = -(-top.shape[1] // MOST_COLUMNS)
     draw = partial(_layer_map, shown, list(taken), found // block, axis, top.shape[1])
     caption = f"Largest magnitude over time, a row a layer, triangles over outliers. {caption}"
-    return Picture(draw, alt=caption, caption=caption, note=sentences(note, infinite(taken)))
+    return Picture(draw, alt=caption, caption=caption, note=joined(note, infinite(taken)))
 
 
 def _channel_curves(
@@ -394,8 +392,8 @@ def _channel_curves(
         )
     if first and d > 64:  # the few large ones are what we look for
         log_scale(ax, np.array([1, d]), "x")
-    by = ", by falling maximum" if first else ""
-    ax.set(xlabel=f"{axis} ({d}){by}", ylabel=f"magnitude over time t ({T})")
+    by = f"{axis.replace('channel', 'channels')} ({d}), by falling maximum"
+    ax.set(xlabel=by if first else f"{axis} ({d})", ylabel=f"magnitude over time t ({T})")
     fig.legend(loc="outside right upper", fontsize=8)
     return fig
 
@@ -430,11 +428,11 @@ def _layer_map(x: np.ndarray, names: list[str], at: np.ndarray, axis: str, d: in
 def massive_activations(
     x: Array,
     *,
-    magnitude: Number = 100.0,
-    ratio: Number = 1000.0,
     part: str | None = None,
     head: int = 0,
     batch: int = 0,
+    magnitude: Number = 100.0,
+    ratio: Number = 1000.0,
 ) -> Picture:
     """Draw the largest magnitudes against the median, and mark massive activations.
 
@@ -443,11 +441,11 @@ def massive_activations(
 
     Args:
         x: [t, d]; name -> [t, d] for several layers; or a Trace.
+        part: of a trace, the entry to take; None takes the output.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         magnitude: see `massive_positions`.
         ratio: see `massive_positions`.
-        part: of a trace, the entry to take; None takes the output.
-        head: of a trace.
-        batch: of a trace.
 
     Returns:
         A Picture.
@@ -461,8 +459,10 @@ def massive_activations(
         for name, (at, values) in found.items()
         for (t, d), value in zip(at, values, strict=True)
     ]
-    rule = f"above {magnitude:g} and at least {ratio:g} times the median, arXiv:2402.17762"
-    caption = f"Massive activations ({rule}) at (t, d): {listed(places) or 'none'}."
+    caption = (
+        f"Massive needs both: above {magnitude:g}, and at least {ratio:g} times the median "
+        f"(arXiv:2402.17762). Massive activations at (t, d): {listed(places) or 'none'}."
+    )
     if len(taken) == 1:
         (y,) = taken.values()
         curve = _sorted_magnitudes(y)
@@ -500,10 +500,13 @@ def _sorted_curve(
     log_scale(ax, size)
     if median > 0:
         ax.set_ylim(bottom=median / 30)
-    dashes = {f"{magnitude:g}": (magnitude, "--"), f"{ratio:g} x median": (ratio * median, "-.")}
-    for name, (y, dash) in (dashes | {f"median {median:.3g}": (median, ":")}).items():
+    for name, y, ink, dash in (
+        (f"{magnitude:g}", magnitude, "key", "--"),
+        (f"{ratio:g} x median", ratio * median, "value", "-."),
+        (f"median {median:.3g}", median, "query", ":"),
+    ):
         if y > 0:
-            ax.axhline(y, color=INK["key" if dash != ":" else "query"], lw=1, ls=dash, label=name)
+            ax.axhline(y, color=INK[ink], lw=1.3, ls=dash, label=name)
     if count:
         label = f"massive ({count})"
         seen = rank <= count
@@ -548,14 +551,14 @@ def symlog(ax: Axes, linear: Number, most: Number) -> None:
     ax.minorticks_off()
 
 
-def layer_ticks(ax: Axes, names: list[str]) -> None:
+def layer_ticks(ax: Axes, names: list[str], what: str = "layer") -> None:
     """Name the layers under the horizontal axis; long names lean."""
     at, labels = ticks(names, most=24)
     long = sum(len(x) for x in labels) > 70
     lean = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
     ax.set_xticks(at, labels=labels, fontsize=8, **lean)
     ax.set_xlim(-0.6, len(names) - 0.4)
-    ax.set_xlabel(f"layer ({len(names)})")
+    ax.set_xlabel(f"{what} ({len(names)})")
 
 
 # ------------------------------------------------------------------------------------ distributions
@@ -573,8 +576,8 @@ def distributions(
         layers: name -> [t, d], each with its own d; one [t, d]; or a Trace.
         parts: of a trace, the entries to take; None takes its inputs that depend on time, and its
             output.
-        head: of a trace.
-        batch: of a trace.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
 
     Returns:
         A Picture.
@@ -589,16 +592,22 @@ def distributions(
     if seen.max(initial=0) < 30 * linear:  # a plain axis can show it
         linear = 0.0
     scale = f"linear below {linear:.2g} and logarithmic above" if linear else "linear"
-    known = {name: k for name, k in tails.items() if np.isfinite(k)}
-    most = max(known, key=known.get) if known else ""
-    heaviest = f" Heaviest tails: {most} with {known[most]:.3g}." if len(known) > 1 else ""
     caption = (
-        "Dark band: the middle half of the numbers; light band: 98 %; line: all. The axis is "
-        f"{scale}. Kurtosis is 3 for a normal distribution." + heaviest
+        "Inner band: the middle half of the numbers; outer band: 98 %; line: all. The axis is "
+        f"{scale}. Kurtosis is 3 for a normal distribution." + heaviest(tails)
     )
     named = f"Distribution of the numbers of {listed([name or 'x' for name in taken])}. {caption}"
-    draw = partial(_bands, bands, tails, linear)
+    what = "part" if isinstance(layers, Trace) else "layer"
+    draw = partial(_bands, bands, tails, linear, what)
     return Picture(draw, alt=named, caption=caption, note=infinite(taken))
+
+
+def heaviest(tails: dict[str, float]) -> str:
+    """A sentence about the layer whose kurtosis is at least twice that of any other; or nothing."""
+    known = sorted((k, name) for name, k in tails.items() if np.isfinite(k))
+    if len(known) < 2 or known[-1][0] < 2 * known[-2][0]:
+        return ""
+    return f" Heaviest tails: {known[-1][1]} with {known[-1][0]:.3g}."
 
 
 def _parts(tr: Trace, parts: Sequence[str] | None, head: int, batch: int) -> Layers:
@@ -609,16 +618,16 @@ def _parts(tr: Trace, parts: Sequence[str] | None, head: int, batch: int) -> Lay
     taken = {}
     for part in parts:
         if part not in tr:
-            raise ValueError(f"parts: this trace has {', '.join(tr)}, not {part!r}")
+            raise ValueError(f"parts: wanted some of {', '.join(tr)}, got {part!r}")
         axes = [a for a in tr.letters(part).split() if a not in ("b", "h")]
         if "t" not in axes:
-            raise ValueError(f"parts: {part} of {tr.mechanism.name} does not depend on time")
+            raise ValueError(f"parts: wanted entries that depend on time, got {part!r}")
         y = read(tr, "layers", " ".join(axes), part=part, head=head, batch=batch).astype(float)
         taken[part] = y.reshape(len(y), -1)
     return taken
 
 
-def _bands(bands: dict, tails: dict, linear: float) -> Figure:
+def _bands(bands: dict, tails: dict, linear: float, what: str) -> Figure:
     """Nested bands, a column a layer; under them the kurtosis."""
     fig, (top, low) = plt.subplots(
         2, 1, figsize=(7.2, 4.4), layout="constrained", sharex=True, height_ratios=(3, 1)
@@ -640,5 +649,5 @@ def _bands(bands: dict, tails: dict, linear: float) -> Figure:
         log_scale(low, tail_values)
     low.axhline(3, color=INK["hatch"], lw=0.9, ls="--", zorder=0)
     low.set_ylabel("kurtosis")
-    layer_ticks(low, list(bands))
+    layer_ticks(low, list(bands), what)
     return fig

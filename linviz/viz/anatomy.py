@@ -19,12 +19,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from linviz.mechanism import Mechanism
 from linviz.moves import ON_BELT, Exp, Made, Move
+from linviz.viz.arguments import several
 from linviz.viz.belts import (
     CHIP,
     DASHED,
@@ -66,7 +68,7 @@ CAPTION = (
 # ---------------------------------------------------------------------------------- the pictures
 
 
-def cell(mechanism: Mechanism) -> Picture:
+def cell(mechanism: Any) -> Picture:
     """Draw the recurrent cell of a mechanism: what one token does to its state, in order.
 
     Args:
@@ -85,7 +87,7 @@ def cell(mechanism: Mechanism) -> Picture:
     )
 
 
-def cells(mechanisms: Sequence[Mechanism]) -> Picture:
+def cells(mechanisms: Any) -> Picture:
     """Draw the cells of many mechanisms side by side, in one style.
 
     Args:
@@ -97,7 +99,7 @@ def cells(mechanisms: Sequence[Mechanism]) -> Picture:
     Raises:
         ValueError: there is none, or one has no moves.
     """
-    mechanisms = tuple(mechanisms)
+    mechanisms = several(mechanisms)
     if not mechanisms:
         raise ValueError("mechanisms: wanted one or more, got none")
     for m in mechanisms:
@@ -106,8 +108,9 @@ def cells(mechanisms: Sequence[Mechanism]) -> Picture:
     return Picture(partial(draw_all, mechanisms), alt=alt, caption=CAPTION, vector=True)
 
 
-def check(mechanism: Mechanism) -> None:
+def check(mechanism: Any) -> None:
     """Refuse what has no moves."""
+    (mechanism,) = several([mechanism])
     if not mechanism.moves:
         raise ValueError(f"mechanism: lv.{mechanism.name} has no moves to draw")
 

@@ -4,12 +4,12 @@ Errors have one pattern: "name: wanted X, got Y".
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from linviz.mechanism import Trace
+from linviz.mechanism import Mechanism, Trace
 from linviz.viz.matrices import Array, array
 
 
@@ -46,6 +46,17 @@ def whole(name: str, n: Any, most: int | None = None) -> int:
         wanted = "1 or more" if most is None else f"a number from 1 to {most}"
         raise ValueError(f"{name}: wanted {wanted}, got {n}")
     return n
+
+
+def several(mechanisms: Any) -> tuple[Mechanism, ...]:
+    """Mechanisms, refused if they are anything else."""
+    if isinstance(mechanisms, Mechanism | str) or not isinstance(mechanisms, Iterable):
+        raise ValueError(f"mechanisms: wanted several, as in lv.registry, got {mechanisms!r}")
+    found = tuple(mechanisms)
+    for m in found:
+        if not isinstance(m, Mechanism):
+            raise ValueError(f"mechanisms: wanted Mechanisms, as in lv.registry, got {m!r}")
+    return found
 
 
 def within(name: str, i: Any, size: int) -> int:

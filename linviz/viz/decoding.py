@@ -3,19 +3,22 @@
 `numbers_held` measures, `cache_or_state` draws.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from linviz.mechanism import Mechanism
-from linviz.viz.arguments import count_note, whole
+from linviz.viz.arguments import count_note, several, whole
 from linviz.viz.diagrams import count_text
 from linviz.viz.ink import INK
 from linviz.viz.matrices import AXES, Number, read, thin_steps
 from linviz.viz.moving import Frames, Lines
 from linviz.viz.scrubber import Scrubber
+
+LONGEST = 4096  # tokens whose cache is drawn
 
 
 def numbers_held(mechanism: Mechanism, T: int, **sizes: int) -> np.ndarray:
@@ -90,7 +93,7 @@ class Growth(Lines):
 
 
 def cache_or_state(
-    mechanisms: Iterable[Mechanism],
+    mechanisms: Any,
     *,
     T: int = 24,
     seed: int = 0,
@@ -115,8 +118,8 @@ def cache_or_state(
     Raises:
         ValueError: no mechanism with a cache, none with a state, or a letter that none has.
     """
-    T, sizes = whole("T", T), {"H": 1} | sizes
-    mechanisms = tuple(mechanisms)
+    T, sizes = whole("T", T, LONGEST), {"H": 1} | sizes
+    mechanisms = several(mechanisms)
     cached = [m for m in mechanisms if m.cache]
     kept = [m for m in mechanisms if not m.cache]
     if not cached or not kept:

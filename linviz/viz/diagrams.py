@@ -194,6 +194,8 @@ def bar(ax: Axes, x: float, y: float, width: float, ink: str, name: str) -> Rect
 
 # ------------------------------------------------------------------------------------- chunks
 
+MOST_CHUNKS = 128  # that are drawn
+
 PARTS = {  # of the work: the ink, the formula, the words
     "within": ("output", "A v", "inside a chunk, as one matrix"),
     "read": ("query", "q S", "the past, read from the state"),
@@ -217,6 +219,8 @@ def chunk_tiling(T: int = 32, chunk: int = 8, *, d: int = 16) -> Picture:
         A Picture.
     """
     chunk = min(whole("chunk", chunk), whole("T", T))
+    if -(-T // chunk) > MOST_CHUNKS:
+        raise ValueError(f"chunk: wanted {MOST_CHUNKS} chunks or fewer to draw, got {T} / {chunk}")
     work = {n: chunk_work(T, n, d) for n in sorted({1, chunk, T})}
 
     def draw() -> Figure:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from linviz.mechanism import Mechanism
+from linviz.viz.arguments import several
 from linviz.viz.layered import APART, MARGIN, WIDTH, Arrangement, bundles
 from linviz.viz.picture import Picture
 from linviz.viz.shapes import arrow, box, sheet, word
@@ -195,7 +197,7 @@ def route(
 # -------------------------------------------------------------------------------------- drawn
 
 
-def family_tree(mechanisms: Sequence[Mechanism]) -> Picture:
+def family_tree(mechanisms: Any) -> Picture:
     """Draw which older mechanisms each mechanism contains, and what must be fixed for that.
 
     An arrow goes from the newer mechanism to the older one; what is fixed stands where it leaves.
@@ -210,7 +212,7 @@ def family_tree(mechanisms: Sequence[Mechanism]) -> Picture:
     Raises:
         ValueError: no mechanisms, or edges in a circle.
     """
-    mechanisms = tuple(mechanisms)
+    mechanisms = several(mechanisms)
     tree = arranged(mechanisms)
     names = dict.fromkeys(sorted((m.recurrence for m in mechanisms), key=bool))  # "" first
     inks = {group: INKS[(i + ("" not in names)) % len(INKS)] for i, group in enumerate(names)}

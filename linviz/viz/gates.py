@@ -13,15 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from linviz.mechanism import Trace
+from linviz.viz.arguments import numbers, within
 from linviz.viz.ink import INK
 from linviz.viz.magnitudes import finite
-from linviz.viz.matrices import (
-    AXES,
-    Array,
-    Number,
-    array,
-    heat,
-)
+from linviz.viz.matrices import AXES, Array, Number, array, heat
 from linviz.viz.picture import Picture
 
 MOST_ROWS = 64  # rows of gate histograms; more are pooled
@@ -29,8 +24,7 @@ MOST_ROWS = 64  # rows of gate histograms; more are pooled
 
 def check_gates(a: Array, letters: str, log: bool) -> np.ndarray:
     """Check that all of `a` are gates in [0, 1], or logarithms of gates."""
-    a = array(a, "a", letters)
-    a = a.astype(float)
+    a = array(a, "a", letters).astype(float)
     high, wanted = (0.0, "log gates of at most 0") if log else (1.0, "gates in [0, 1]")
     wrong = ~((a <= high) & ((a >= 0) | log))
     if wrong.any():
@@ -116,13 +110,13 @@ def gate_extremes(a: Array, *, extreme: Number = 0.01, log: bool = False) -> np.
 def gate_histogram(
     a: Array,
     *,
+    part: str | None = None,
+    head: int | None = None,
+    batch: int = 0,
     log: bool = False,
     extreme: Number = 0.01,
     depth: Number | None = None,
     bins: int = 16,
-    part: str | None = None,
-    head: int | None = None,
-    batch: int = 0,
 ) -> Picture:
     """Draw how gates spread over [0, 1], with both ends stretched so that extreme gates are seen.
 
@@ -132,14 +126,15 @@ def gate_histogram(
     Args:
         a: [t], [t, n] with a row for each of n heads or channels, or [t, n, m] whose m gates share
             a row; or a Trace.
+        part: of a trace, the gate to take; None takes "a".
+        head: of a trace, which head, with a row for each of its channels; None gives a row for
+            each head.
+        batch: of a trace, which sequence.
         log: `a` holds natural logarithms of gates.
         extreme: gates nearer than this to 0 or 1 are counted as extreme.
         depth: the axis goes from 10^-depth to 1 - 10^-depth; None takes what the gates need, from
             3 to 8.
         bins: columns on each side.
-        part: of a trace, the gate to take; None takes "a".
-        head: of a trace; None gives a row for each head, a number a row for each channel of it.
-        batch: of a trace.
 
     Returns:
         A Picture.
@@ -147,53 +142,41 @@ def gate_histogram(
     name, axis = part or "a", "head or channel"
     if isinstance(a, Trace):
         a, axis = _gates_of(a, part, head, batch, log)
-    a = a if hasattr(a, "shape") else np.asarray(a)
-    letters = {1: "t", 3: "t n m"}.get(len(a.shape), "t n")
-    y = check_gates(array(a, "a", letters).astype(float), letters, log)
+    y = numbers(a, "a", "t", "t n", "t n m")
     y = y.reshape(len(y), -1, y.shape[2] if y.ndim == 3 else 1)
     n = y.shape[1]
-    y = y.swapaxes(1, 2).reshape(-1, n)
+    y = check_gates(y.swapaxes(1, 2).reshape(-1, n), "t n", log)
     if depth is None:
         reach = np.abs(finite(two_sided(y.ravel(), log=log))).max(initial=0) + np.log10(2)
         depth = int(np.clip(np.ceil(reach), 3, 8))
     shares = gate_shares(y, log=log, depth=depth, bins=bins)[1]
     ends = gate_extremes(y, extreme=extreme, log=log).mean(0)
     rows, note = _pooled(shares, MOST_ROWS, axis)
-    what = "log gate " if log else "gate "
+    what = f"gate e^{name}" if log else f"gate {name}"
     caption = (
         f"{len(y) * n} gates: {ends[0]:.2%} exactly 0, {ends[1]:.2%} below {extreme:g}, "
         f"{ends[2]:.2%} above {1 - extreme:g}, {ends[3]:.2%} exactly 1. "
         "Each step outwards is a factor of ten nearer to 0 or to 1; the outermost columns are "
         f"exactly 0 and exactly 1, beside them is what lies beyond 1e-{depth:g}."
     )
-    draw = partial(
-        _gate_axes, shares.mean(0), rows, ends, extreme, depth, bins, axis, n, what + name
-    )
-    return Picture(draw, alt=f"Histogram of {what}{name}. {caption}", caption=caption, note=note)
+    draw = partial(_gate_axes, shares.mean(0), rows, depth, bins, axis, n, what)
+    return Picture(draw, alt=f"Histogram of {what}. {caption}", caption=caption, note=note)
 
 
 def _gates_of(
     tr: Trace, part: str | None, head: int | None, batch: int, log: bool
 ) -> tuple[np.ndarray, str]:
     """The gates of a trace as [t, n, m], and what the n are."""
-    name, where = part or "a", tr.mechanism.name
-    others = [key for key in tr if "t" in tr.letters(key).split() and _is_gate(tr[key], log)]
-    hint = f"part= takes one of {', '.join(others)}" if others else "it has none"
-    if name not in tr:
-        raise ValueError(f"part: the trace of {where} has no gate {name!r}; {hint}")
-    axes = tr.letters(name).split()
-    if "t" not in axes:
-        fixed = f"{name} of {where} has axes [{', '.join(axes)}]: it does not depend on time"
-        raise ValueError(f"part: {fixed}; for gates that do, {hint}")
-    if name not in others:
+    name = part or "a"
+    known = [key for key in tr if "t" in tr.letters(key).split() and _is_gate(tr[key], log)]
+    if name not in known:
         wanted = "log gates of at most 0" if log else "gates in [0, 1]"
-        raise ValueError(f"part: {name} of {where} does not hold {wanted}; {hint}")
-    for letter, at in (("b", batch), ("h", head or 0)):
-        size = tr[name].shape[axes.index(letter)] if letter in axes else 1
-        if not -size <= at < size:
-            which = "head" if letter == "h" else "batch"
-            raise ValueError(f"{which}: {name} has {size} of them, got {at}")
-    keep = {"b": batch, "h": slice(None) if head is None else head}
+        some = f"one of {', '.join(known)}" if known else f"of which {tr.mechanism.name} has none"
+        raise ValueError(f"part: wanted {wanted} that depend on time, {some}, got {name!r}")
+    axes = tr.letters(name).split()
+    batch = within("batch", batch, tr.sizes["B"])
+    own = slice(None) if head is None else within("head", head, tr.sizes.get("H", 1))
+    keep = {"b": batch, "h": own}
     y = tr[name][tuple(keep.get(x, slice(None)) for x in axes)].detach().cpu().double().numpy()
     left = [x for x in axes if x != "b" and (x != "h" or head is None)]
     y = np.moveaxis(y, left.index("t"), 0)
@@ -234,8 +217,6 @@ def _gate_ticks(depth: Number, bins: int) -> tuple[list[float], list[str]]:
 def _gate_axes(
     pooled: np.ndarray,
     rows: np.ndarray,
-    ends: np.ndarray,
-    extreme: Number,
     depth: Number,
     bins: int,
     axis: str,
@@ -261,8 +242,6 @@ def _gate_axes(
     top.set_yticks([0, 0.1, 1, 10, 100], labels=["0", "0.1", "1", "10", "100"])
     top.minorticks_off()
     top.set(ylim=(0, 130), ylabel="share (%)")
-    said = ("exactly 0", f"below {extreme:g}", f"above {1 - extreme:g}", "exactly 1")
-    top.set_title("   ".join(f"{x}: {s:.2%}" for x, s in zip(said, ends, strict=True)), fontsize=9)
     if several:
         heat(100 * rows, ax=low, kind="count", log=0.1, row_name=axis, col_name=name)
         low.set(aspect="auto", ylabel=f"{axis} ({n})")
@@ -274,6 +253,6 @@ def _gate_axes(
         for x in (0.5, 2 * bins + 0.5):
             ax.axvline(x, color=INK["text"], lw=0.7)
     at, labels = _gate_ticks(depth, bins)
-    low.set_xticks(at, labels=labels, fontsize=8)
-    low.set(xlim=(-0.5, 2 * bins + 1.5), xlabel=f"{name}, two-sided")
+    low.set_xticks(at, labels=labels)
+    low.set(xlim=(-0.5, 2 * bins + 1.5), xlabel=name)
     return fig

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from linviz.viz.matrices import (
-    Array,
-    Number,
-    array,
-)
+from linviz.viz.arguments import by_name
+from linviz.viz.matrices import Array, Number, array
 
 Layers = Mapping[str, np.ndarray]
 
@@ -53,6 +50,26 @@ def clip_limit(x: Array, percentile: Number = 99.5) -> float:
     if not seen.size:
         return 1.0
     return float(np.percentile(seen, percentile)) or float(seen.max()) or 1.0
+
+
+def memory_limit(A: np.ndarray, times: np.ndarray) -> float | None:
+    """Find where the colours of a map end so that a skip on its diagonal does not hide the rest.
+
+    Args:
+        A: [t, s], the rows of an effective attention.
+        times: [t], the time of each row.
+
+    Returns:
+        Percentile 99.5 of the magnitudes beside the diagonal; None if the diagonal does not stand
+        out (its median is at most 20 times theirs, or its largest at most 3 times their limit).
+    """
+    size, s = np.abs(A), np.arange(A.shape[1])
+    rest, diagonal = finite(size[s < times[:, None]]), finite(size[s == times[:, None]])
+    rest = rest[rest > 0]
+    if not rest.size or not diagonal.size or np.median(diagonal) <= 20 * np.median(rest):
+        return None
+    cut = float(np.percentile(rest, 99.5))
+    return cut if diagonal.max() > 3 * cut else None
 
 
 def channel_stats(x: Array) -> dict[str, np.ndarray]:
@@ -101,7 +118,7 @@ def outlier_channels(
     for name, value in (("layers", layers), ("positions", positions)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name}: wanted a share between 0 and 1, got {value}")
-    large = [np.abs(y) >= magnitude for y in same_width(as_layers(x)).values()]
+    large = [np.abs(y) >= magnitude for y in same("d", as_layers(x)).values()]
     some = np.mean([y.any(0) for y in large], axis=0)
     often = np.concatenate(large).mean(0)
     return np.flatnonzero((some >= layers) & (often >= positions) & (some > 0))
@@ -231,16 +248,15 @@ def value_quantiles(x: Array, at: Sequence[Number] = QUANTILES) -> np.ndarray:
 
 def as_layers(x: Any, name: str = "x") -> dict[str, np.ndarray]:
     """Layers by name, each [t, d]; a single one has the name ""."""
-    if not isinstance(x, Mapping):
-        return {"": array(x, name, "t d").astype(float)}
-    if not x:
-        raise ValueError(f"{name}: wanted one layer [t, d] or more, got none")
-    return {str(key): array(y, f"{name}[{key!r}]", "t d").astype(float) for key, y in x.items()}
+    return {
+        key: array(y, f"{name}[{key!r}]" if key else name, "t d").astype(float)
+        for key, y in by_name(name, x).items()
+    }
 
 
-def same_width(layers: Layers) -> Layers:
-    """The layers, refused unless they have the same channels."""
-    widths = {name: y.shape[1] for name, y in layers.items()}
-    if len(set(widths.values())) > 1:
-        raise ValueError(f"x: wanted layers [t, d] with one d, got {widths}")
+def same(letter: str, layers: Layers) -> Layers:
+    """The layers [t, d], refused unless they have one t, or one d."""
+    sizes = {name: y.shape["td".index(letter)] for name, y in layers.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"x: wanted layers [t, d] with one {letter}, got {sizes}")
     return layers

@@ -4,6 +4,7 @@ The measured parts (`limits`, `frames`, `ticks`, `thin`) are plain functions of 
 numbers. The drawn parts read them. Arguments may be torch tensors, numpy arrays or lists.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from linviz.viz.picture import Picture
 
 Array = Any  # a torch tensor, a numpy array, or a list of numbers
 Number = float | int
+
+MOST_CELLS = 1024  # rows and columns of a still picture, then blocks of it are shown
 
 AXES = {  # letters of the glossary, as axes are named
     "h": "head h",
@@ -49,9 +52,7 @@ def array(x: Array, name: str, letters: str, *, complex: bool = False) -> np.nda
     Raises:
         ValueError: if the number of axes differs, an axis is empty, or the numbers are complex.
     """
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        x = x.double() if x.is_floating_point() else x
+    x = [_plain(y) for y in x] if isinstance(x, list | tuple) else _plain(x)
     x = np.asarray(x)
     if x.ndim != len(letters.split()) or x.size == 0:
         raise ValueError(
@@ -66,6 +67,14 @@ def array(x: Array, name: str, letters: str, *, complex: bool = False) -> np.nda
             )
         return x.astype(np.complex128)
     return x if x.dtype == bool else x.astype(float)
+
+
+def _plain(x: Array) -> Array:
+    """A tensor without its gradient, on the CPU, wide enough for numpy; anything else as it is."""
+    if not hasattr(x, "detach"):
+        return x
+    x = x.detach().cpu()
+    return x.double() if x.is_floating_point() else x
 
 
 def read(
@@ -374,6 +383,14 @@ def panels(
     if not states:
         raise ValueError("states: wanted one matrix or more, got none")
     states = {name: array(x, f"states[{name!r}]", "i j") for name, x in states.items()}
+    full, note = states, ""
+    if any(max(x.shape) > MOST_CELLS for x in states.values()) and "mask" not in options:
+        blocks = {name: thin(x[None], (1, MOST_CELLS, MOST_CELLS)) for name, x in states.items()}
+        states = {name: x[0] for name, (x, _) in blocks.items()}
+        note = " ".join(dict.fromkeys(said for _, said in blocks.values() if said))
+        for labels in ("rows", "cols"):
+            check_labels(next(iter(full.values())), options)
+            options.pop(labels, None)
     empty = {name: hidden(x, options.get("mask")) for name, x in states.items()}
     for x in states.values():
         check_labels(x, options)
@@ -400,6 +417,14 @@ def panels(
         )
         for ax, (name, x) in zip(axes.flat, states.items(), strict=False):
             heat(x, ax=ax, bar=not share, **options)
+            if note:
+                rows, cols = (f"({size}, in blocks)" for size in full[name].shape)
+                ax.set(
+                    ylabel=re.sub(r"\(\d+\)$", rows, ax.get_ylabel()),
+                    xlabel=re.sub(r"\(\d+\)$", cols, ax.get_xlabel()),
+                    xticks=[],
+                    yticks=[],
+                )
             ax.set_title(name, parse_math=False)
             ax.label_outer()
         for ax in axes.flat[len(states) :]:
@@ -408,7 +433,7 @@ def panels(
             color_bar(list(axes.flat[: len(states)]))
         return fig
 
-    return Picture(draw, alt=alt or describe(states), caption=caption)
+    return Picture(draw, alt=alt or describe(full), caption=caption, note=note)
 
 
 def describe(states: Mapping[str, np.ndarray]) -> str:

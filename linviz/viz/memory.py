@@ -13,34 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from linviz.mechanism import Trace
-from linviz.viz.matrices import Array, Number, array
+from linviz.viz.arguments import numbers, within
+from linviz.viz.matrices import Array, Number
 
 MAIN = {"h3": "h", "lstm": "c"}  # the part that carries the memory, where it is not the first
-
-
-def numbers(x: Array, name: str, *letters: str) -> np.ndarray:
-    """Copy a tensor to numpy, see `array`: complex numbers pass, and there may be a choice of axes.
-
-    Args:
-        x: tensor, array or list.
-        name: the argument's name, for the message.
-        *letters: the sets of axes that are welcome, such as "t k v", "t d".
-
-    Returns:
-        A float64 or complex128 array of the same shape.
-
-    Raises:
-        ValueError: if the axes are not among those meant, or one is empty.
-    """
-    x = x if hasattr(x, "ndim") else np.asarray(x)
-    if x.ndim not in {len(axes.split()) for axes in letters}:
-        meant = " or ".join(f"[{axes.replace(' ', ', ')}]" for axes in letters)
-        raise ValueError(f"{name}: wanted axes {meant}, got shape {list(x.shape)}")
-    axes = next(axes for axes in letters if len(axes.split()) == x.ndim)
-    x = array(x, name, axes, complex=True)
-    return x.astype(float) if x.dtype == bool else x
 
 
 def state_path(
@@ -93,10 +73,10 @@ def path_shape(
         return shape, "t k v" if len(shape) == 3 else "t d"
     part = main_part(x, part)
     if part not in x:
-        raise ValueError(f"part: this trace has {', '.join(x)}, not {part!r}")
+        raise ValueError(f"part: wanted one of {', '.join(x)}, got {part!r}")
     size = dict(zip(x.letters(part).split(), x[part].shape, strict=True))
-    within(head, size.get("h", 1), f"head: {part} of {x.mechanism.name} has {size.get('h', 1)}")
-    within(batch, size.get("b", 1), f"batch: there are {size.get('b', 1)}")
+    within("head", head, size.get("h", 1))
+    within("batch", batch, size.get("b", 1))
     letters = ["t", *(a for a in size if a not in "bht")]
     size["t"] = x.sizes["T"]
     return tuple(size[a] for a in letters), " ".join(letters)
@@ -112,13 +92,6 @@ def main_part(x: Array | Trace, part: str | None = None) -> str:
 def some(at: Array | None) -> Any:
     """An index: the steps `at` as a list, or all."""
     return slice(None) if at is None else [int(t) for t in at]
-
-
-def within(i: Any, size: int, name: str) -> int:
-    """The index i, refused with the argument's name if there is no such entry."""
-    if not -size <= i < size:
-        raise ValueError(f"{name}: wanted {-size} to {size - 1}, got {i}")
-    return int(i) % size
 
 
 # ---------------------------------------------------------------------------- the size of a state
@@ -146,9 +119,12 @@ def singular_spectrum(S: Array | Trace, **which: Any) -> np.ndarray:
         **which: of a trace: part, head, batch; see `state_path`.
 
     Returns:
-        [t, r], the largest first, r = min(k, v).
+        [t, r], the largest first, r = min(k, v); NaN where the state is not finite.
     """
-    return np.linalg.svd(matrix_path(S, **which), compute_uv=False)
+    states = matrix_path(S, **which)
+    bad = ~np.isfinite(states).all((1, 2))
+    sigma = np.linalg.svd(np.where(bad[:, None, None], 0, states), compute_uv=False)
+    return np.where(bad[:, None], np.nan, sigma)
 
 
 def matrix_path(S: Array | Trace, **which: Any) -> np.ndarray:
@@ -177,7 +153,8 @@ def entropy_count(sigma: np.ndarray) -> np.ndarray:
     total = sigma.sum(-1, keepdims=True)
     share = np.divide(sigma, total, out=np.zeros_like(sigma), where=total > 0)
     log = np.log(share, out=np.zeros_like(share), where=share > 0)
-    return np.where(total[..., 0] > 0, np.exp(-(share * log).sum(-1)), 0.0)
+    known = np.where(total[..., 0] > 0, np.exp(-(share * log).sum(-1)), 0.0)
+    return np.where(np.isnan(total[..., 0]), np.nan, known)
 
 
 def stable_rank(S: Array | Trace, **which: Any) -> np.ndarray:
@@ -195,7 +172,7 @@ def stable_rank(S: Array | Trace, **which: Any) -> np.ndarray:
     """
     sigma = singular_spectrum(S, **which)
     top = sigma[:, :1]  # dividing first: squares of large values overflow
-    share = np.divide(sigma, top, out=np.zeros_like(sigma), where=top > 0)
+    share = np.divide(sigma, top, out=np.zeros_like(sigma), where=top != 0)
     return (share**2).sum(1)
 
 
@@ -289,7 +266,7 @@ class Steps:
         return A
 
     def after(self, t: int, X: np.ndarray) -> np.ndarray:
-        """What step t leaves of several marks X [j, ...]."""
+        """What step t leaves of several marks X [s, ...]."""
         turned = X if self.turn is None else X @ self.turn[t % len(self.turn)].T
         kept = self.fade[t % len(self.fade)] * turned
         if self.left is not None:
@@ -311,25 +288,32 @@ def steps(trace: Trace, head: int = 0, batch: int = 0) -> Steps:
         batch: which sequence.
 
     Returns:
-        The steps, from an empty state.
+        The steps.
 
     Raises:
         ValueError: no such head or batch.
     """
     kind = trace.mechanism.recurrence or trace.mechanism.name
-    heads = trace.sizes.get("H", 1)
-    head = within(head, heads, f"head: {trace.mechanism.name} has {heads}")
-    batch = within(batch, trace.sizes["B"], f"batch: there are {trace.sizes['B']}")
+    head = within("head", head, trace.sizes.get("H", 1))
+    batch = within("batch", batch, trace.sizes["B"])
 
-    def get(name: str) -> np.ndarray:
+    def get(name: str, before: bool = False) -> np.ndarray:
         x = trace[name][batch]
-        return numbers(x[:, head] if "H" in trace.sizes else x, name, *ANY)
+        if before:  # the state that each step found
+            x = torch.cat([first_state(trace, name)[batch][None], x[:-1]])
+        return numbers(x[:, head] if "H" in trace.sizes else x, name, "t", "t k", "t k v")
 
     return READERS[kind](trace, get)
 
 
-ANY = ("t", "t k", "t k v")
-Get = Callable[[str], np.ndarray]
+def first_state(trace: Trace, name: str) -> Tensor:
+    """A part of the state before the first step, [B, ...]."""
+    if trace.start is None:
+        return torch.zeros_like(trace[name][:, 0])
+    return trace.start[[part.name for part in trace.mechanism.state].index(name)]
+
+
+Get = Callable[..., np.ndarray]
 
 
 def _scalar_decay(trace: Trace, get: Get) -> Steps:
@@ -364,26 +348,13 @@ def _convolution(trace: Trace, get: Get) -> Steps:
 def _rnn(trace: Trace, get: Get) -> Steps:
     h, W = get("h"), numbers(trace["W"], "W", "d d")
     steep = 1 - h**2
-    return Steps(
-        steep, h - steep * (before(h) @ W), turn=W.T[None], note="each step to first order"
-    )
+    note = "an RNN is not linear; its Jacobian at this step stands for it"
+    return Steps(steep, h - steep * (get("h", before=True) @ W), turn=W.T[None], note=note)
 
 
-def _lstm(trace: Trace, get: Get) -> Steps:
-    return _gated(get("f"), get("c"))
-
-
-def _gru(trace: Trace, get: Get) -> Steps:
-    return _gated(get("z"), get("h"))
-
-
-def _gated(gate: np.ndarray, state: np.ndarray) -> Steps:
-    return Steps(gate, state - gate * before(state), note="gates taken as given")
-
-
-def before(state: np.ndarray) -> np.ndarray:
-    """The state before each step, from an empty one."""
-    return np.concatenate([0 * state[:1], state[:-1]])
+def _gated(gate: np.ndarray, state: np.ndarray, before: np.ndarray) -> Steps:
+    note = "the gates depend on the old state; here they are taken as they came out"
+    return Steps(gate, state - gate * before, note=note)
 
 
 def _rwkv4(trace: Trace, get: Get) -> Steps:
@@ -403,8 +374,8 @@ READERS = {
     "diagonal_scan": _diagonal_scan,
     "convolution": _convolution,
     "rnn": _rnn,
-    "lstm": _lstm,
-    "gru": _gru,
+    "lstm": lambda trace, get: _gated(get("f"), get("c"), get("c", before=True)),
+    "gru": lambda trace, get: _gated(get("z"), get("h"), get("h", before=True)),
     "rwkv4": _rwkv4,
     "softmax": _softmax,
 }
@@ -426,7 +397,7 @@ def given_steps(x: Array, written: Array | None, head: int, batch: int) -> Steps
     """Steps from a trace, or from transitions [t, n, n] or gates [t, n] and what is written."""
     if isinstance(x, Trace):
         if written is not None:
-            raise ValueError("written: a trace knows what was written; leave it out")
+            raise ValueError("written: wanted None beside a trace, got an array")
         return steps(x, head, batch)
     A = numbers(x, "x", "t n n", "t n")
     if A.ndim == 3 and A.shape[1] != A.shape[2]:
@@ -469,15 +440,18 @@ def transition_spectrum(
 
     Args:
         x: a Trace, transitions [t, n, n], or gates [t, n].
-        head: which head of a trace.
-        batch: which sequence of a trace.
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         at: the steps wanted; None for all.
 
     Returns:
         [t, n], complex, the largest magnitude first.
     """
     A = given_steps(x, None, head, batch).matrices(some(at))
+    bad = ~np.isfinite(A).reshape(len(A), -1).all(1)
+    A = np.where(bad.reshape(-1, *[1] * (A.ndim - 1)), 0, A)
     values = A if A.ndim == 2 else np.linalg.eigvals(A)
+    values = np.where(bad[:, None], np.nan, values)
     order = np.argsort(-np.abs(values), axis=1, kind="stable")
     return np.take_along_axis(values.astype(complex), order, 1)
 
@@ -485,29 +459,29 @@ def transition_spectrum(
 def retention(
     x: Array | Trace,
     *,
-    written: Array | None = None,
-    at: Array | None = None,
     head: int = 0,
     batch: int = 0,
+    written: Array | None = None,
+    at: Array | None = None,
 ) -> np.ndarray:
-    """Measure how much of what token j wrote is still in the state at t.
+    """Measure how much of what token s wrote is still in the state at t.
 
-    That is |A_t ... A_{j+1} W_j| / |W_j|: the transitions since j, applied to what j wrote. It
+    That is |A_t ... A_{s+1} W_s| / |W_s|: the transitions since s, applied to what s wrote. It
     starts at 1. A delta rule takes away on purpose; a transition can also make a write grow.
 
     Args:
         x: a Trace, transitions [t, n, n], or gates [t, n].
+        head: of a trace, which head.
+        batch: of a trace, which sequence.
         written: [t, n], what each token wrote, where x is an array; ones by default.
-        at: the tokens j wanted; None for all.
-        head: which head of a trace.
-        batch: which sequence of a trace.
+        at: the tokens s wanted; None for all.
 
     Returns:
-        [t, j]; NaN for t < j, and where nothing was written.
+        [t, s]; NaN for t < s, and where nothing was written.
     """
     step = given_steps(x, written, head, batch)
     T = len(step.marks)
-    tokens = np.arange(T) if at is None else np.array([within(j, T, "at") for j in at], int)
+    tokens = np.arange(T) if at is None else np.array([within("at", s, T) for s in at], int)
     X = np.zeros((len(tokens), *step.marks.shape[1:]), np.result_type(step.fade, step.marks))
     wrote = lengths(step.marks[tokens])
     kept = np.full((T, len(tokens)), np.nan)
@@ -520,7 +494,7 @@ def retention(
 
 
 def lengths(X: np.ndarray) -> np.ndarray:
-    """The norm of each of several arrays: [j, ...] to [j]."""
+    """The norm of each of several arrays: [s, ...] to [s]."""
     return np.linalg.norm(X.reshape(len(X), -1), axis=1)
 
 
@@ -545,7 +519,7 @@ def gates(trace: Trace, *, batch: int = 0) -> np.ndarray:
         ValueError: if nothing in the mechanism is a gate.
     """
     if trace.mechanism.name == "rnn":
-        raise ValueError("trace: a plain RNN has none; see transition_spectrum")
+        raise ValueError("trace: wanted gates, got a plain RNN; see transition_spectrum")
     if "H" in trace.sizes:
         heads = range(trace.sizes["H"])
         return np.stack([steps(trace, h, batch).fade for h in heads], 1)
@@ -566,7 +540,8 @@ def half_life(a: Array) -> np.ndarray:
         ValueError: a gate above 1: what grows has no half-life.
     """
     if hasattr(a, "detach"):
-        a = a.detach().cpu().resolve_conj().numpy()
+        a = a.detach().cpu().resolve_conj()
+        a = (a if a.is_complex() else a.double()).numpy()
     a = np.abs(np.asarray(a, dtype=complex))
     if not (a <= 1 + 1e-6).all():
         raise ValueError(f"a: wanted gates of magnitude 0 to 1, got {a[~(a <= 1 + 1e-6)][0]:.4g}")
@@ -588,7 +563,7 @@ def effective_state_size(
     "Quantifying Memory Utilization with Effective State-Size", 2025, arXiv:2504.19561).
 
     Args:
-        A: [t, j], a lower triangular map o = A v, such as an effective attention of one head.
+        A: [t, s], a lower triangular map o = A v, such as an effective attention of one head.
         at: the times t wanted; None for all.
         tolerance: a singular value counts if it is above this share of the largest one of all
             blocks wanted. (The paper's threshold is a plain number.)
@@ -597,13 +572,15 @@ def effective_state_size(
         rank [t], the count of singular values, and [t], e to the entropy of these values over
         their sum, which needs no threshold. Both are 0 at t = 0, where there is no past.
     """
-    A = numbers(A, "A", "t j")
+    A = numbers(A, "A", "t s")
     T = len(A)
     if A.shape[0] != A.shape[1]:
-        raise ValueError(f"A: wanted [t, j], as long as wide, got shape {list(A.shape)}")
+        raise ValueError(f"A: wanted [t, s], as long as wide, got shape {list(A.shape)}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: wanted a share between 0 and 1, got {tolerance}")
-    times = range(T) if at is None else [within(t, T, "at") for t in at]
+    if not np.isfinite(A).all():
+        raise ValueError("A: wanted finite numbers, got NaN or infinity")
+    times = range(T) if at is None else [within("at", t, T) for t in at]
     spectra = [
         np.linalg.svd(A[t:, :t], compute_uv=False) if t else np.zeros(1, A.real.dtype)
         for t in times

@@ -410,6 +410,11 @@ class Lines:
     def __len__(self) -> int:
         return len(next(iter(self.series.values())))
 
+    def covers(self, i: int) -> bool:
+        """Whether the i-th line lies on an earlier one, which would not be seen under it."""
+        curves = list(self.series.values())
+        return any(np.allclose(y, curves[i], equal_nan=True) for y in curves[:i])
+
     most = MOST_FRAMES
 
     def keep(self, steps: np.ndarray) -> str:
@@ -434,6 +439,7 @@ class Lines:
         names, values = [], []
         for i, (name, y) in enumerate(self.series.items()):
             ink, dash = line_ink(i)
+            dash = "4 4" if self.covers(i) else dash
             look = f'class="lv-line" style="stroke:{ink};stroke-dasharray:{dash}"'
             points = [(left + t * step, at) for t, at in enumerate(scale(y))]
             svg.append(f'<path {look} d="{svg_path(points)}"/>')
@@ -461,6 +467,8 @@ class Lines:
         log = "y" * self.log
         series = {n: np.where(y > 0, y, np.nan) if log else y for n, y in self.series.items()}
         lines(series, x=self.times, ax=ax, ylabel=self.ylabel, xlabel=xlabel, log=log)
+        for i in filter(self.covers, range(len(series))):
+            ax.lines[i].set_linestyle((0, (3, 3)))
         if self.ends:
             low, high = ax.get_ylim()
             room = 0.03 * (self.ends[1] - self.ends[0])

@@ -65,9 +65,7 @@ def reading_times(readers: Array | None, rows: int, T: int) -> np.ndarray:
     """
     if readers is None:
         if rows != T:
-            raise ValueError(
-                f"readers: a map of {rows} rows and {T} tokens needs the time of each row, got None"
-            )
+            raise ValueError(f"readers: wanted the times of {rows} rows ({T} tokens), got None")
         return np.arange(T)
     times = array(readers, "readers", "t")
     wrong = (times % 1 != 0) | (times < 0) | (times >= T)
@@ -363,8 +361,8 @@ def page_mask(
         for page in row:
             if page != int(page) or not -1 <= page <= t // page_size:
                 raise ValueError(
-                    f"pages: step {i} (time {t}) may keep whole numbers from 0 to "
-                    f"{t // page_size}, pages of {page_size} keys that exist, got {page}"
+                    f"pages: wanted whole numbers from 0 to {t // page_size}, pages that exist at "
+                    f"step {i} (time {t}), got {page}"
                 )
             if page >= 0:
                 keep[i, int(page) * page_size : min((int(page) + 1) * page_size, t + 1)] = True
@@ -386,12 +384,12 @@ def kept(keep: Array, readers: Array | None = None) -> tuple[np.ndarray, np.ndar
     """
     x = array(keep, "keep", "t s")
     if not ((x == 0) | (x == 1)).all():
-        raise ValueError("keep: wanted True and False [t, s]; page numbers need page_size=")
+        raise ValueError("keep: wanted True and False [t, s], got numbers; pages need page_size=")
     x, times = x.astype(bool), reading_times(readers, *x.shape)
     early = np.argwhere(x & (np.arange(x.shape[1]) > times[:, None]))
     if len(early):
         i, s = early[0]
-        raise ValueError(f"keep: at time {times[i]} key {s} is kept, which does not exist yet")
+        raise ValueError(f"keep: wanted keys up to {times[i]} at time {times[i]}, got key {s}")
     return x, times
 
 
@@ -464,15 +462,15 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "entropy": Measure(entropy, "Entropy", "nats"),
-    "effective tokens": Measure(effective_tokens, "Effective tokens", "tokens"),
+    "entropy": Measure(entropy, "entropy", "nats"),
+    "effective tokens": Measure(effective_tokens, "effective tokens", "tokens"),
     "gini": Measure(gini, "Gini index", "0 = even"),
     "hoyer": Measure(hoyer, "Hoyer sparseness", "0 = even, 1 = one"),
-    "negative": Measure(negative_share, "Mass below 0", "share of |A|"),
-    "sink": Measure(sink_share, "Mass on the first token", "share of |A|"),
-    "distance": Measure(mean_distance, "Mean distance t - s", "tokens"),
-    "context": Measure(effective_context, "Context of 90 % of the mass", "tokens back"),
-    "reach": Measure(reach, "Reach of weights above 1 %", "tokens back"),
+    "negative": Measure(negative_share, "mass below 0", "share of |A|"),
+    "sink": Measure(sink_share, "mass on the first token", "share of |A|"),
+    "distance": Measure(mean_distance, "mean distance t - s", "tokens"),
+    "context": Measure(effective_context, "context of 90 % of the mass", "tokens back"),
+    "reach": Measure(reach, "reach of weights above 1 %", "tokens back"),
 }
 
 
@@ -483,8 +481,7 @@ def mean_over_readers(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.where(n > 0, total / np.maximum(n, 1), np.nan)
 
 
-def measured(name: str, A: Array, readers: Array | None = None) -> np.ndarray:
-    """Apply the measure of that name; see MEASURES."""
-    if name not in MEASURES:
-        raise ValueError(f"measures: wanted some of {', '.join(MEASURES)}, got {name!r}")
-    return MEASURES[name].of(A, readers=readers)
+def check_measures(names: Sequence[str]) -> None:
+    """Refuse what is not in MEASURES, and nothing."""
+    if not names or not set(names) <= set(MEASURES):
+        raise ValueError(f"measures: wanted some of {', '.join(MEASURES)}, got {list(names)}")

@@ -12,12 +12,24 @@ from typing import Any
 import numpy as np
 
 from linviz.mechanism import Trace
+from linviz.viz.arguments import (
+    attention_rows,
+    by_name,
+    count_note,
+    joined,
+    labels_at,
+    numbers,
+    sentence,
+    within,
+)
+from linviz.viz.magnitudes import memory_limit
 from linviz.viz.matrices import AXES, Array, Number, array, panels, thin, thin_steps
 from linviz.viz.memory import (
     Steps,
     carried,
     collapse_ratio,
     effective_rank,
+    first_state,
     main_part,
     path_shape,
     singular_spectrum,
@@ -26,7 +38,6 @@ from linviz.viz.memory import (
     state_norm,
     state_path,
     steps,
-    within,
 )
 from linviz.viz.moving import MOST_CELLS, MOST_FRAMES, MOST_ROWS, Frames, Lines, Points, Rows
 from linviz.viz.picture import Picture
@@ -58,27 +69,18 @@ def scrubber(
     **words: str,
 ) -> Scrubber:
     """A Scrubber of panels that have been cut to the steps `at` of T."""
-    few = f"{len(at)} of {T} steps shown." if len(at) < T else ""
     if start is not None:
-        start = int(np.abs(at - within(start, T, "start")).argmin())
-    note = " ".join(dict.fromkeys(x for x in (few, *notes) if x))
-    tokens = step_labels(tokens, at, T)
+        start = int(np.abs(at - within("start", start, T)).argmin())
+    note = joined(count_note(len(at), T, "steps"), *notes)
+    tokens = labels_at("tokens", tokens, T, at)
     return Scrubber(shown, tokens=tokens, steps=at.tolist(), start=start, note=note, **words)
-
-
-def step_labels(tokens: Sequence[str] | None, at: Array, T: int) -> list[str] | None:
-    """The tokens of the steps `at`, checked."""
-    if tokens is None:
-        return None
-    if len(tokens) != T:
-        raise ValueError(f"tokens: wanted {T} labels, one a step, got {len(tokens)}")
-    return [str(tokens[t]) for t in at]
 
 
 def drawn(S: np.ndarray, title: str, letters: str, **options: Any) -> list[Frames | Rows]:
     """The panels of a state [t, i, j] or [t, j]; complex numbers make two: real part, magnitude."""
     if np.iscomplexobj(S):
         real = drawn(S.real, f"real part of {title}", letters, **options)
+        options |= {"kind": "count"} if options.get("kind") == "signed" else {}
         return real + drawn(abs(S), f"magnitude of {title}", letters, **options)
     names = [AXES.get(letter, letter) for letter in letters.split()[1:]]
     if S.ndim == 2:
@@ -94,17 +96,19 @@ def unseen(x: Array | Trace, S: np.ndarray, at: np.ndarray) -> np.ndarray | None
     return np.broadcast_to((np.arange(S.shape[1]) > last[:, None])[..., None], S.shape)
 
 
+def one_scale(*states: np.ndarray) -> dict[str, Any]:
+    """The scale on which all of `states` can be compared, for `drawn`."""
+    top = max(float(np.abs(S[np.isfinite(S)]).max(initial=0.0)) for S in states) or 1.0
+    signed = any((S.real < 0).any() for S in states)
+    return {"kind": "signed" if signed else "count", "vmax": top}
+
+
 def of_what(x: Array | Trace, head: int) -> str:
     """Whose state it is, for the description."""
     if not isinstance(x, Trace):
         return "a state"
     where = f", head {head}" if "H" in x.sizes else ""
     return f"the state of {x.mechanism.title}{where}"
-
-
-def sentence(words: str) -> str:
-    """Words as a sentence; nothing stays nothing."""
-    return words[:1].upper() + words[1:] + "." if words else ""
 
 
 # ------------------------------------------------------------------------------ the state itself
@@ -120,7 +124,6 @@ def state(
     rows: Sequence[str] | None = None,
     cols: Sequence[str] | None = None,
     start: int | None = None,
-    caption: str = "",
     **options: Any,
 ) -> Scrubber:
     """Draw the state after each step, with its norm and its effective rank under it.
@@ -137,7 +140,6 @@ def state(
         rows: one label a row of the state, of the main part if there are several.
         cols: one label a column, likewise.
         start: the step shown first.
-        caption: stands under the picture.
         **options: for the panels of the state: kind, vmax.
 
     Returns:
@@ -164,18 +166,20 @@ def state(
         shown += [Lines(series, title, ylabel=title)] if series else []
     measures = "its norm and its effective rank" if ranks else "its norm"
     alt = sentence(f"{of_what(x, head)} over {T} steps, with {measures}")
+    caption = f"{sentence(of_what(x, head))[:-1]}, after token t. Norm: how large it is"
+    caption += "; effective rank: how many directions it uses evenly." if ranks else "."
     return scrubber(shown, at, T, tokens=tokens, start=start, alt=alt, caption=caption)
 
 
 def labelled_state(
     x: Array | Trace,
     *,
-    t: int = -1,
-    rows: Sequence[str] | None = None,
-    cols: Sequence[str] | None = None,
     part: str | None = None,
     head: int = 0,
     batch: int = 0,
+    t: int = -1,
+    rows: Sequence[str] | None = None,
+    cols: Sequence[str] | None = None,
     title: str = "",
     **options: Any,
 ) -> Picture:
@@ -183,12 +187,12 @@ def labelled_state(
 
     Args:
         x: a state [k, v]; or a Trace.
-        t: of a trace, after which step.
-        rows: one label a row.
-        cols: one label a column.
         part: of a trace, which part of the state.
         head: of a trace, which head.
         batch: of a trace, which sequence.
+        t: of a trace, after which step.
+        rows: one label a row.
+        cols: one label a column.
         title: stands over it; "" says the step of a trace.
         **options: for `panels` and `heat`.
 
@@ -198,20 +202,21 @@ def labelled_state(
     letters = "t k v"
     if isinstance(x, Trace):
         (T, *_), letters = path_shape(x, part, head, batch)
-        t = within(t, T, "t")
+        t = within("t", t, T)
         title = title or f"t = {t}"
         x = state_path(x, part=part, head=head, batch=batch, at=[t])[0]
     S = array(x, "x", "k v")
     names = [AXES.get(letter, letter) for letter in letters.split()[1:]]
     small, note = thin(S[None], (1, MOST_ROWS, MOST_ROWS))
-    named = {}
-    for name, given, size in (("rows", rows, len(S)), ("cols", cols, S.shape[1])):
-        if given is not None and len(given) != size:
-            raise ValueError(f"{name}: wanted {size} labels, got {len(given)}")
-        named[name] = None if given is None else list(given)[:: -(-size // MOST_ROWS)]
+    named = {
+        name: labels_at(name, given, size, range(0, size, -(-size // MOST_ROWS)))
+        for name, given, size in zip(("rows", "cols"), (rows, cols), S.shape, strict=True)
+    }
     options = {"row_name": names[0], "col_name": names[1], "width": 3.4} | named | options
     picture = panels({title: small[0]}, **options)
     picture.note = note
+    row, column = options["row_name"], options["col_name"]
+    picture.caption = f"What the state holds for each {row} and {column}; 0 means nothing."
     return picture
 
 
@@ -225,10 +230,9 @@ def state_difference(
     batch: int = 0,
     tokens: Sequence[str] | None = None,
     start: int | None = None,
-    caption: str = "",
     **options: Any,
 ) -> Scrubber:
-    """Draw the states of two mechanisms and their difference on one scale.
+    """Draw the states of two mechanisms on one scale, and their difference on its own.
 
     Args:
         a: states [t, k, v] or [t, d]; or a Trace.
@@ -239,8 +243,7 @@ def state_difference(
         batch: of a trace, which sequence.
         tokens: one label a step.
         start: the step shown first.
-        caption: stands under the picture.
-        **options: for the panels: kind, vmax, rows, cols.
+        **options: for the panels: rows, cols; kind and vmax for those of a and b.
 
     Returns:
         A Scrubber with three panels, a, b and a - b, and a line of the norm of the difference. Of
@@ -262,13 +265,13 @@ def state_difference(
         raise ValueError(f"names: wanted 2, got {len(names)}")
     at = chosen(shape[0], shape[1:])
     first, second = (state_path(x, **which, at=at) for x in (a, b))
-    three = [first.real, second.real, (first - second).real]
-    top = max(float(np.abs(S[np.isfinite(S)]).max(initial=0.0)) for S in three) or 1.0
-    kind = "signed" if any((S < 0).any() for S in three) else "count"
-    scale = {"kind": kind, "vmax": top} | options
+    scale = one_scale(first.real, second.real) | options
+    own = {key: value for key, value in options.items() if key not in ("kind", "vmax")}
     shown = []
-    for S, title in zip(three, (*names, " − ".join(names)), strict=True):
-        shown += drawn(S, title, letters, **scale)
+    for S, title in zip((first, second), names, strict=True):
+        shown += drawn(S.real, title, letters, **scale)
+    apart, title = (first - second).real, f"{names[0]} − {names[1]} (own scale)"
+    shown += drawn(apart, title, letters, kind="signed", **own)
     shown.append(Lines({"": state_norm(first - second)}, "norm of the difference", ylabel="norm"))
     return scrubber(
         shown,
@@ -278,7 +281,8 @@ def state_difference(
         tokens=tokens,
         start=start,
         alt=f"The states of {names[0]} and {names[1]} and their difference, step by step.",
-        caption=caption,
+        caption="Two states after the same token, on one scale, and their difference on its own. "
+        "Where the norm of the difference is 0, they hold the same.",
     )
 
 
@@ -292,7 +296,6 @@ def state_measures(
     head: int = 0,
     batch: int = 0,
     tokens: Sequence[str] | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Draw the norm, the effective rank and the stable rank of one state, or of several.
 
@@ -302,16 +305,11 @@ def state_measures(
         head: of a trace, which head.
         batch: of a trace, which sequence.
         tokens: one label a step.
-        caption: stands under the picture.
 
     Returns:
         A Scrubber with a panel of lines a measure. States that are vectors have a norm only.
     """
-    several = x
-    if isinstance(x, Trace) or not isinstance(x, Mapping):
-        several = {x.mechanism.name if isinstance(x, Trace) else "state": x}
-    if not several:
-        raise ValueError("x: wanted one state or more, got none")
+    several = by_name("x", x, x.mechanism.name if isinstance(x, Trace) else "state")
     which = {"part": part, "head": head, "batch": batch}
     shapes = {name: path_shape(each, **which)[0] for name, each in several.items()}
     lengths = {name: shape[0] for name, shape in shapes.items()}
@@ -332,7 +330,9 @@ def state_measures(
         T,
         tokens=tokens,
         alt=f"{', '.join(found).capitalize()} of the state over time: {', '.join(several)}.",
-        caption=caption,
+        caption="Norm: how large the state is"
+        + "; effective rank: how many directions it uses evenly; stable rank: the same, but weak "
+        "directions count for less" * (len(found) > 1) + ".",
     )
 
 
@@ -343,7 +343,6 @@ def singular_values(
     head: int = 0,
     batch: int = 0,
     tokens: Sequence[str] | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Draw the singular values of the state: how many directions it holds, and how strongly.
 
@@ -353,7 +352,6 @@ def singular_values(
         head: of a trace, which head.
         batch: of a trace, which sequence.
         tokens: one label a step.
-        caption: stands under the picture.
 
     Returns:
         A Scrubber: the spectrum of step t, and the first few values over time, on logarithmic axes.
@@ -378,7 +376,9 @@ def singular_values(
         notes=[few * bool((sigma < floor).any())],
         tokens=tokens,
         alt=f"Singular values of {of_what(x, head)} over {shape[0]} steps.",
-        caption=caption,
+        caption="How strongly the state holds each of its directions, the strongest first: a flat "
+        f"row uses all of them. Over time: numbers {', '.join(str(i + 1) for i in kept)} of "
+        f"{sigma.shape[1]}.",
     )
 
 
@@ -386,25 +386,23 @@ def state_collapse(
     x: Array | Trace,
     length: int,
     *,
-    factor: Number = 3.0,
     part: str | None = None,
     head: int = 0,
     batch: int = 0,
+    factor: Number = 3.0,
     tokens: Sequence[str] | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Draw which channels leave their range beyond the length seen in training.
 
     Args:
         x: states [t, k, v], or a Trace, longer than `length`.
         length: steps seen in training.
-        factor: a channel exceeds if its variance passes this many times the largest one of the
-            first `length` steps.
         part: of a trace, which part of the state.
         head: of a trace, which head.
         batch: of a trace, which sequence.
+        factor: a channel exceeds if its variance passes this many times the largest one of the
+            first `length` steps.
         tokens: one label a step.
-        caption: stands under the picture; "" says how many channels exceed.
 
     Returns:
         A Scrubber: mean and variance of every key channel over time, and the variances of the
@@ -413,7 +411,7 @@ def state_collapse(
     if not factor > 0:
         raise ValueError(f"factor: wanted a number above 0, got {factor}")
     if isinstance(x, Trace) and x.mechanism.cache:
-        raise ValueError(f"x: {x.mechanism.name} keeps a cache, in which nothing can collapse")
+        raise ValueError(f"x: wanted a state, got the cache of {x.mechanism.name}")
     which = {"part": part, "head": head, "batch": batch}
     (T, *_), letters = path_shape(x, **which)
     which = which if isinstance(x, Trace) else {}
@@ -423,10 +421,10 @@ def state_collapse(
     order = np.argsort(-ratio, kind="stable").tolist()
     over = [k for k in order if ratio[k] > factor]
     row = letters.split()[1]
-    series = {f"{row} = {k}": variance[at, k] for k in (over or order)[: CURVES - 2]}
-    series["median channel"] = np.median(variance, 1)[at]
     limit = factor * variance[:length].max()
-    series[f"limit from t = {length}"] = np.where(at >= length, limit, np.nan)
+    series = {f"limit from t = {length}": np.where(at >= length, limit, np.nan)}
+    series |= {f"{row} = {k}": variance[at, k] for k in (over or order)[: CURVES - 2]}
+    series["median channel"] = np.median(variance, 1)[at]
     words = f"{len(over)} of {len(ratio)} channels exceed {factor:g} times the largest variance of "
     words += f"the first {length} steps."
     return scrubber(
@@ -439,7 +437,7 @@ def state_collapse(
         T,
         tokens=tokens,
         alt=words,
-        caption=caption or words,
+        caption=f"{words} A row of the state belongs to one {AXES.get(row, row)}.",
     )
 
 
@@ -450,49 +448,45 @@ def linked(
     trace: Array | Trace,
     *,
     head: int = 0,
-    channel: int = 0,
     batch: int = 0,
     tokens: Sequence[str] | None = None,
     start: int | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Step through a mechanism: state, gate, what is written, what is read, under one slider.
 
     Args:
         trace: of any mechanism.
-        head: which head.
-        channel: whose attention, where every channel has its own (S4, H3, Mamba, RWKV-4).
+        head: which head; where each channel has an attention of its own (S4, H3, Mamba, RWKV-4),
+            whose attention is drawn.
         batch: which sequence.
         tokens: one label a step.
         start: the step shown first.
-        caption: stands under the picture.
 
     Returns:
-        A Scrubber: the state S_t, its gate (where there is one), what is erased (where something
-        is), what is written, the output, and the row of the effective attention (where the output
-        is linear in the values).
+        A Scrubber: the state S_t, what its gate forgets (where there is one), what is erased
+        (where something is), what is written, the output, and the row of the effective attention
+        (where the output is linear in the values). State, erased and written share one scale, for
+        they add up. A cache is shown with all its parts; what is written are its rows.
     """
     if not isinstance(trace, Trace):
         wanted = "trace: wanted a Trace, as lv.gla.trace(...) gives"
         raise ValueError(f"{wanted}, got {type(trace).__name__}")
-    m, name, moves = trace.mechanism, main_part(trace), steps(trace, head, batch)
-    (T, *shape), letters = path_shape(trace, None, head, batch)
+    m, own = trace.mechanism, head if "H" in trace.sizes else 0
+    moves = steps(trace, own, batch)
+    (T, *shape), _ = path_shape(trace, None, own, batch)
     at = chosen(T, shape, most=128)
-    S = carried(trace, head=head, batch=batch, at=at)
-    title = f"state {name}" + " on one scale" * (m.name == "rwkv4")
-    shown = drawn(S, title, letters, mask=unseen(trace, S, at))
-    shown += gate_panels(moves, at, S.ndim, letters)
-    if moves.left is not None:
-        shown += drawn(erased(trace, moves, at, head, batch), "change by erasing", letters)
-    wrote = moves.written(at)
-    shown += drawn(wrote, "written", letters if wrote.ndim == S.ndim else f"t {letters[-1]}")
-    out = state_path(trace, part=m.output.name, head=head, batch=batch, at=at)
-    read = path_shape(trace, m.output.name, head, batch)[1]
+    shown = caches(trace, at, own, batch) if m.cache else moving(trace, moves, at, own, batch)
+    terms = sum_of([panel.title for panel in shown], moves.turn is not None)
+    out = state_path(trace, part=m.output.name, head=own, batch=batch, at=at)
+    read = path_shape(trace, m.output.name, own, batch)[1]
     shown += drawn(out, f"read out: {m.output.name}", read)
-    notes = [sentence(moves.note)]
+    notes, caption = [sentence(moves.note)], [CACHED if m.cache else terms]
+    if "H" in trace.sizes:
+        caption.append(f"Head {within('head', own, trace.sizes['H'])} of {trace.sizes['H']}.")
     if m.linear and T <= ATTENDED:
-        A = attention_of(trace, head, channel, batch, at)
-        shown.append(attention_panel(A, at, tokens, whose(trace, channel)))
+        A = attention_rows(trace, head, batch, at)
+        shown.append(attention_panel(A, at, tokens, whose(trace, head)))
+        caption.append(cut_words(A, at))
     elif m.linear:
         notes.append(f"No effective attention beyond {ATTENDED} steps.")
     return scrubber(
@@ -503,57 +497,110 @@ def linked(
         tokens=tokens,
         start=start,
         alt=f"{m.title} step by step: its state, what is kept, written and read.",
-        caption=caption,
+        caption=joined(*caption),
     )
 
 
-def gate_panels(moves: Steps, at: np.ndarray, ndim: int, letters: str) -> list[Any]:
-    """What each step keeps by fading, at the steps `at`: a line, rows or frames; or nothing."""
+CACHED = (
+    "Each token adds one row to both caches, and none is forgotten; the output mixes the rows of v "
+    "by the weights in row t of the attention."
+)
+
+
+def caches(trace: Trace, at: np.ndarray, head: int, batch: int) -> list[Any]:
+    """All parts of a cache, at the steps `at`."""
+    shown = []
+    for spec in trace.mechanism.state:
+        which = {"part": spec.name, "head": head, "batch": batch}
+        S, letters = state_path(trace, at=at, **which), path_shape(trace, **which)[1]
+        title = f"cache of {spec.name.removesuffix('_cache')}"
+        shown += drawn(S, title, letters, mask=unseen(trace, S, at))
+    return shown
+
+
+def moving(trace: Trace, moves: Steps, at: np.ndarray, head: int, batch: int) -> list[Any]:
+    """The state, what is forgotten, erased and written, at the steps `at`."""
+    m, letters = trace.mechanism, path_shape(trace, None, head, batch)[1]
+    S, wrote = carried(trace, head=head, batch=batch, at=at), moves.written(at)
+    lost = [] if moves.left is None else [erased(trace, moves, at, head, batch)]
+    scale = one_scale(S, wrote, *lost)
+    title = f"state {main_part(trace)}" + " (one exponent for all t)" * (m.name == "rwkv4")
+    shown = drawn(S, title, letters, **scale)
+    shown += gate_panels(trace, moves, at, S.ndim, letters)
+    for x in lost:
+        shown += drawn(x, "change by erasing", letters, **scale)
+    axes = letters if wrote.ndim == S.ndim else f"t {letters[-1]}"
+    return shown + drawn(wrote, "written", axes, **scale)
+
+
+def sum_of(titles: Sequence[str], turned: bool) -> str:
+    """What adds up to the state, as a sentence, by the titles of the panels."""
+    erases = any("erasing" in title for title in titles)
+    gate = "gate × " * any(title.startswith("gate") for title in titles)
+    terms = (
+        f"{'Jacobian × ' if turned else gate}old state"
+        + " + change by erasing" * erases
+        + " + written"
+    )
+    scale = "all of them" if erases else "state and written"
+    return f"State = {terms}, {scale} on one scale; the output reads the state."
+
+
+LETTERS = {"lstm": "f", "gru": "z", "rwkv4": "e^w", "rwkv7": "e^w", "s4": "|a|", "h3": "|a|"}
+
+
+def gate_panels(
+    trace: Trace, moves: Steps, at: np.ndarray, ndim: int, letters: str
+) -> list[Frames | Rows | Lines]:
+    """What each step forgets by fading, at the steps `at`: a line, rows or frames; or nothing."""
     fade = np.broadcast_to(moves.fade, (len(moves.marks), *moves.fade.shape[1:]))
-    gate = np.abs(fade[at])
-    if moves.turn is not None or (gate == 1).all():
+    lost = 1 - np.abs(fade[at])
+    if moves.turn is not None or not lost.any():
         return []
-    if gate.shape[1:] == (1,):
-        return [Lines({"": gate[:, 0]}, "gate", ylabel="kept of the state", ends=(0, 1))]
-    axes = letters if gate.ndim == ndim else f"t {letters.split()[1]}"
-    return drawn(gate, "gate: what is kept", axes, kind="gate")
+    title = f"gate: forgotten, 1 − {LETTERS.get(trace.mechanism.name, 'a')}"
+    title += " (the same at every t)" * bool(len(at) > 1 and (lost == lost[:1]).all())
+    if lost.shape[1:] == (1,):
+        return [Lines({"": lost[:, 0]}, title, ylabel="share forgotten", ends=(0, lost.max()))]
+    axes = letters if lost.ndim == ndim else f"t {letters.split()[1]}"
+    kind = "signed" if (lost < 0).any() else "gate"
+    return drawn(lost, title, axes, kind=kind, vmax=np.abs(lost).max())
 
 
 def erased(trace: Trace, moves: Steps, at: np.ndarray, head: int, batch: int) -> np.ndarray:
     """What the transition adds to the faded old state: left (right^T S_{t-1}), [t, k, v]."""
     old = carried(trace, head=head, batch=batch, at=np.maximum(at - 1, 0))
-    old = old * (at > 0)[:, None, None]
+    first = numbers(first_state(trace, "S")[batch, head], "S", "k v")
+    old = np.where((at > 0)[:, None, None], old, first)
     return moves.left[at][..., None] * np.einsum("tk,tkv->tv", moves.right[at], old)[:, None]
 
 
-def attention_of(
-    trace: Trace, head: int, channel: int, batch: int, rows: Array | None = None
-) -> np.ndarray:
-    """The effective attention [rows, j] of one head or channel."""
-    batch = within(batch, trace.sizes["B"], "batch")
-    if "H" in trace.sizes:
-        keep: dict[str, Any] = {"heads": [within(head, trace.sizes["H"], "head")]}
-    else:
-        keep = {"channels": [within(channel, trace.sizes["D"], "channel")]}
-    keep |= {} if rows is None else {"rows": list(map(int, rows))}
-    return array(trace.attention_map(**keep)[batch, 0], "A", "t j")
-
-
-def whose(x: Array | Trace, channel: int) -> str:
+def whose(x: Array | Trace, head: int) -> str:
     """The title of an effective attention: of which channel, where each has its own."""
     own = isinstance(x, Trace) and "H" not in x.sizes
-    return "effective attention" + f" of channel {channel}" * own
+    return "effective attention" + f" of channel {head}" * own
 
 
 def attention_panel(
     A: np.ndarray, at: np.ndarray, tokens: Sequence[str] | None, title: str
 ) -> Rows:
-    """The rows `at` of an attention, A [rows, j]; what lies in the future is masked."""
+    """The rows `at` of an attention, A [t, s]; what lies in the future is masked."""
     return Rows(
         A,
         title,
+        vmax=memory_limit(A, at),
         mask=np.arange(A.shape[1]) > at[:, None],
-        row_name="read at t",
-        col_name="written at j",
-        cols=step_labels(tokens, range(A.shape[1]), A.shape[1]),
+        col_name="token s",
+        cols=labels_at("tokens", tokens, A.shape[1]),
+    )
+
+
+def cut_words(A: np.ndarray, at: np.ndarray) -> str:
+    """A sentence if the colours of an attention end below its diagonal; else nothing."""
+    cut = memory_limit(A, at)
+    if cut is None:
+        return ""
+    own = np.abs(A[np.arange(len(at)), at]).max()
+    return (
+        f"The colours of the attention end at {cut:.2g}, so that the memory is seen beside the "
+        f"diagonal, which goes up to {own:.2g}."
     )

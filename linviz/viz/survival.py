@@ -13,6 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from linviz.mechanism import Trace
+from linviz.viz.arguments import (
+    attention_rows,
+    count_note,
+    joined,
+    labels_at,
+    numbers,
+    sentence,
+    within,
+)
 from linviz.viz.ink import INK
 from linviz.viz.matrices import Array, Number, array, thin_steps, ticks
 from linviz.viz.memory import (
@@ -20,11 +29,9 @@ from linviz.viz.memory import (
     gates,
     half_life,
     main_part,
-    numbers,
     retention,
     steps,
     transition_spectrum,
-    within,
 )
 from linviz.viz.moving import MOST_ROWS, Lines, Points, Rows
 from linviz.viz.picture import Picture
@@ -32,12 +39,10 @@ from linviz.viz.scrubber import Scrubber
 from linviz.viz.states import (
     ATTENDED,
     CURVES,
-    attention_of,
     attention_panel,
     chosen,
+    cut_words,
     scrubber,
-    sentence,
-    step_labels,
     whose,
 )
 
@@ -62,7 +67,6 @@ def eigenvalues(
     head: int = 0,
     batch: int = 0,
     tokens: Sequence[str] | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Draw the eigenvalues of the transition in the unit circle, step by step.
 
@@ -71,7 +75,6 @@ def eigenvalues(
         head: of a trace, which head.
         batch: of a trace, which sequence.
         tokens: one label a step.
-        caption: stands under the picture.
 
     Returns:
         A Scrubber: the eigenvalues of step t in the complex plane, and the largest and the smallest
@@ -82,10 +85,14 @@ def eigenvalues(
     found = transition_spectrum(x, head=head, batch=batch, at=at)
     size = np.abs(found)
     plane = {"xlabel": "real part", "ylabel": "imaginary part", "circle": True}
+    spread = {"largest": size[:, 0], "smallest": size[:, -1]}
+    if np.allclose(size, size[:, :1], atol=1e-9):
+        spread = {"all": size[:, 0]}
+    pairs = isinstance(x, Trace) and x[main_part(x)].is_complex()
     return scrubber(
         [
             Points(found.real, found.imag, "eigenvalues", **plane),
-            Lines({"largest": size[:, 0], "smallest": size[:, -1]}, "magnitude", ylabel="|λ|"),
+            Lines(spread, "magnitude", ylabel="|λ|"),
         ],
         at,
         T,
@@ -93,59 +100,52 @@ def eigenvalues(
         tokens=tokens,
         alt="Eigenvalues of the transition in the unit circle, step by step; their magnitudes lie "
         f"between {size.min():.3g} and {size.max():.3g}.",
-        caption=caption,
+        caption="What a step does to the state if nothing is written: 1 keeps, 0 forgets, on the "
+        "circle it turns without fading." + " Each stands for a conjugate pair." * pairs,
     )
 
 
 def retention_curves(
     x: Array | Trace,
     *,
-    written: Array | None = None,
-    at: Array | None = None,
     head: int = 0,
     batch: int = 0,
+    written: Array | None = None,
+    at: Array | None = None,
     tokens: Sequence[str] | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Draw how much of what each token wrote is still in the state later.
 
     Args:
         x: a Trace, transitions [t, n, n], or gates [t, n].
-        written: [t, n], what each token wrote, where x is an array; see `retention`.
-        at: the tokens j whose curves are drawn; None takes a few.
         head: of a trace, which head.
         batch: of a trace, which sequence.
+        written: [t, n], what each token wrote, where x is an array; see `retention`.
+        at: the tokens s whose curves are drawn; None takes a few.
         tokens: one label a step.
-        caption: stands under the picture.
 
     Returns:
-        A Scrubber: the matrix [t, j] of what is left at t of token j's write, and the curves of a
+        A Scrubber: the matrix [t, s] of what is left at t of token s's write, and the curves of a
         few tokens.
     """
     T = length_of(x)
     shown = chosen(T, most=MOST_ROWS)
-    below = step_labels(tokens, shown, T)
-    few = thin_steps(max(1, T - T // 4), CURVES) if at is None else [within(j, T, "at") for j in at]
+    below = labels_at("tokens", tokens, T, shown)
+    few = thin_steps(max(1, T - T // 4), CURVES) if at is None else [within("at", s, T) for s in at]
     notes = [f"Curves of {2 * CURVES} of {len(few)} tokens."] * (len(few) > 2 * CURVES)
-    few = [int(j) for j in few][: 2 * CURVES]
+    few = [int(s) for s in few][: 2 * CURVES]
     wanted = sorted({*shown.tolist(), *few})
-    kept = retention(x, written=written, at=wanted, head=head, batch=batch)[shown]
-    matrix = kept[:, [wanted.index(j) for j in shown]]
+    kept = retention(x, head=head, batch=batch, written=written, at=wanted)[shown]
+    matrix = kept[:, [wanted.index(s) for s in shown]]
     top = float(np.nanmax(kept, initial=0.0))
     scale = {"kind": "gate"} if top <= 1 + 1e-6 else {"kind": "count", "vmax": top}
-    below = [str(t) for t in shown] if below is None and len(shown) < T else below
-    left = Rows(
-        matrix,
-        "left of each write",
-        mask=np.isnan(matrix),
-        col_name="written at j",
-        cols=below,
-        **scale,
-    )
+    below = [str(s) for s in shown] if below is None and len(shown) < T else below
+    options = {"mask": np.isnan(matrix), "col_name": "token s", "cols": below} | scale
+    left = Rows(matrix, "left of each write", **options)
     curves = {}
-    for j in few:
-        word = f"j = {j}" if tokens is None else f"j = {j} “{ticks([tokens[j]])[1][0]}”"
-        curves[word] = kept[:, wanted.index(j)]
+    for s in few:
+        word = f"s = {s}" if tokens is None else f"s = {s} “{ticks([tokens[s]])[1][0]}”"
+        curves[word] = kept[:, wanted.index(s)]
     return scrubber(
         [left, Lines(curves, "of a few tokens", ylabel="share left", ends=(0, 1))],
         shown,
@@ -153,7 +153,9 @@ def retention_curves(
         notes=[*notes, simplified(x, head, batch)],
         tokens=tokens,
         alt=f"How much of each token's write is left over {T} steps.",
-        caption=caption,
+        caption="How much of what token s wrote is still in the state at time t."
+        + " Here nothing is ever forgotten: every share is 1."
+        * bool(np.allclose(kept[~np.isnan(kept)], 1)),
     )
 
 
@@ -163,9 +165,8 @@ def retention_curves(
 def half_lives(
     x: Array | Trace,
     *,
-    names: Sequence[str] | None = None,
     batch: int = 0,
-    caption: str = "",
+    names: Sequence[str] | None = None,
 ) -> Picture:
     """Draw how long each channel remembers: half-lives on a logarithmic axis.
 
@@ -174,9 +175,8 @@ def half_lives(
 
     Args:
         x: gates [t], [t, c] or [t, h, c] of magnitude 0 to 1 (fixed ones as [1, ...]); or a Trace.
-        names: one label a head (the rows of the picture); None numbers them.
         batch: of a trace, which sequence.
-        caption: stands under the picture.
+        names: one label a head (the rows of the picture); None numbers them.
 
     Returns:
         A Picture: a row of dots a head, and a histogram of all channels under them.
@@ -185,19 +185,22 @@ def half_lives(
     life = half_life(a)
     middle = np.median(life, 0)  # [h, c]
     H, C = middle.shape
-    if names is not None and len(names) != H:
-        raise ValueError(f"names: wanted {H} labels, one a row, got {len(names)}")
     heads, channels = thin_steps(H, HEADS), thin_steps(C, DOTS)
-    notes = [f"{len(heads)} of {H} rows shown as dots."] * (len(heads) < H)
-    if isinstance(x, Trace) and x.mechanism.recurrence in ERASING:
-        notes.append("Fading alone: what is erased goes besides.")
-    notes += [f"{len(channels)} of {C} channels a row shown as dots."] * (len(channels) < C)
+    names = [str(h) for h in range(H)] if names is None else names
+    rows = labels_at("names", names, H, heads)
+    erases = isinstance(x, Trace) and x.mechanism.recurrence in ERASING
+    note = joined(
+        count_note(len(heads), H, "rows of dots"),
+        "Fading only; the delta rule also erases, which is not counted here." * erases,
+        count_note(len(channels), C, "channels a row"),
+    )
     cut = np.ix_(heads, channels)
     spans = middle[cut], life.min(0)[cut], life.max(0)[cut]
-    rows = [str(h) if names is None else str(names[h]) for h in heads]
     finite = middle[np.isfinite(middle)]
     span = f"between {finite.min():.3g} and {finite.max():.3g} steps" if finite.size else "infinite"
     never = f"{int(np.isinf(middle).sum())} never fade"
+
+    name = f"{x.mechanism.title}. " if isinstance(x, Trace) else ""
 
     def draw() -> Figure:
         return draw_half_lives(spans, middle, rows, f"{row} ({H})")
@@ -205,8 +208,9 @@ def half_lives(
     return Picture(
         draw,
         alt=f"Half-lives of {middle.size} channels, {span}; {never}.",
-        caption=caption,
-        note=" ".join(notes),
+        caption=f"{name}After so many steps half of what a channel holds is left: dots are medians "
+        "over time, grey lines the range over time; the lower panel counts the dots.",
+        note=note,
         vector=True,
     )
 
@@ -281,22 +285,18 @@ def state_size_used(
     x: Array | Trace,
     *,
     head: int = 0,
-    channel: int = 0,
     batch: int = 0,
     tolerance: Number = 1e-4,
     tokens: Sequence[str] | None = None,
-    caption: str = "",
 ) -> Scrubber:
     """Draw how much of its state a mechanism uses at each time: its effective state size.
 
     Args:
-        x: an effective attention [t, j], or a Trace of a mechanism that has one.
-        head: of a trace, which head.
-        channel: of a trace of a mechanism with a matrix a channel (S4, Mamba), which one.
+        x: an effective attention [t, s], or a Trace of a mechanism that has one.
+        head: of a trace, which head (or channel, where each has an attention of its own).
         batch: of a trace, which sequence.
         tolerance: see `effective_state_size`.
         tokens: one label a step.
-        caption: stands under the picture.
 
     Returns:
         A Scrubber: the effective attention, and the rank of its block [t:, :t] at each time, with
@@ -309,23 +309,30 @@ def state_size_used(
     if T > ATTENDED:
         raise ValueError(f"x: wanted at most {ATTENDED} steps, got {T}")
     if isinstance(x, Trace):
-        A, room = attention_of(x, head, channel, batch), capacity(x)
+        A, room = attention_rows(x, head, batch), capacity(x)
     else:
-        A = array(x, "x", "t j")
+        A = array(x, "x", "t s")
     at = chosen(T, most=int(np.clip(64 * (1024 / T) ** 3, 5, 256)))
     rank, entropy = effective_state_size(A, at=at, tolerance=tolerance)
     most = np.minimum(np.minimum(at, T - at), room).astype(float)
     series = {"at most": most, "rank": rank.astype(float), "entropy": entropy}
+    full = int((rank == most).sum())
     return scrubber(
         [
             Lines(series, "effective state size at t", ylabel="directions"),
-            attention_panel(A[at], at, tokens, whose(x, channel)),
+            attention_panel(A[at], at, tokens, whose(x, head)),
         ],
         at,
         T,
         tokens=tokens,
+        start=T // 2,
         alt=f"Effective state size over {T} steps, {rank.max()} at most.",
-        caption=caption,
+        caption=joined(
+            "How many independent numbers must be carried from before t to after t; at most: the "
+            "shorter side, or what the state holds.",
+            f"The rank lies on “at most” at {full} of {len(at)} times." * bool(full),
+            cut_words(A[at], at),
+        ),
     )
 
 

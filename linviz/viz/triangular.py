@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from linviz.mechanism import Mechanism, Trace
-from linviz.viz.arguments import attention_rows, labels_at, whole, within
+from linviz.viz.arguments import attention_rows, labels_at, several, whole, within
 from linviz.viz.ink import INK
 from linviz.viz.matrices import (
     Array,
@@ -189,7 +189,7 @@ def triangle(
 
 
 def triangles(
-    mechanisms: Mapping[str, Array | None] | Sequence[Mechanism],
+    mechanisms: Any,
     *,
     T: int = 24,
     seed: int = 0,
@@ -221,7 +221,7 @@ def triangles(
     if isinstance(mechanisms, Mapping):
         found = {name: (A, "no matrix") for name, A in mechanisms.items()}
     else:
-        found = {m.title: example_map(m, whole("T", T), seed, head) for m in mechanisms}
+        found = {m.title: example_map(m, whole("T", T), seed, head) for m in several(mechanisms)}
     maps = {n: A if A is None else causal(A, f"mechanisms[{n!r}]") for n, (A, _) in found.items()}
     sizes = {name: len(A) for name, A in maps.items() if A is not None}
     if len(set(sizes.values())) != 1:
