@@ -233,7 +233,7 @@ def explore_state(
         draw_state,
         {
             "name": Choice("mechanism", REGISTRY.names),
-            "gate": Slider("log gate × 2^", -4.0, 4.0, 0.5),
+            "gate": Slider("log gate, times 2 to the", -4.0, 4.0, 0.5),
             "chunk": Slider("chunk", 1, 32),
             "seed": Slider("seed", 0, 99),
             "text": Typed("text", LETTERS),
@@ -260,15 +260,15 @@ def draw_state(name: str, gate: Number, chunk: int, seed: int, text: str) -> Pic
         draw_left(place(fig, 0.65, 0.5, 5.7, 1.0), found, labels)
         return fig
 
-    lost = f" Left of a letter: {found.note}." * bool(found.note)
+    lost = f" Still there of a letter: {found.note}." * bool(found.note)
     return Picture(
         draw,
         alt=f"The state of {m.title} over the text “{text}” ({fade}), in chunks of {chunk}: its "
         f"norm is {found.norm[-1]:.3g} at the end, where {found.left[0]:.0%} of what the first "
         "letter wrote is left",
         caption="Each letter is a token, the same wherever it stands. Above, states handed on to "
-        "the next chunk; dashed: the borders of chunks. Left of a letter: the norm of what it "
-        "wrote, as it stands in the last state, over its norm when written.",
+        "the next chunk; dashed: the borders of chunks. Still there of a letter: the norm of what "
+        "it wrote, as it stands in the last state, over its norm when written.",
         note=f"{how.capitalize()} and recurrent form differ by at most {tiny(found.gaps[0])} in "
         f"the output and {tiny(found.gaps[1])} in the state.{lost}",
     )
@@ -313,7 +313,7 @@ def draw_film(fig: Figure, found: TextState, labels: Sequence[str]) -> None:
         axes.append(ax)
     few = f"{len(at)} of {len(found.ends)}" if len(at) < len(found.ends) else "all"
     part = "real part of " * np.iscomplexobj(found.states) + found.part
-    words = f"{names[1]} ({found.states.shape[2]});  {part} where it is handed on, {few}"
+    words = f"{names[1]} ({found.states.shape[2]});  {part} at the borders of chunks ({few})"
     axes[0].annotate(words, (0, -25), xycoords="axes points", fontsize=8)
     bar_at(axes, 0.65 + len(at) * (wide + 0.09), low, tall)
 
@@ -347,7 +347,7 @@ def draw_left(ax: Axes, found: TextState, labels: Sequence[str]) -> None:
     ax.bar(range(len(labels)), found.left, color=INK["key"], width=0.7)
     borders(ax, found)
     ax.set_ylim(0, max(1.0, 1.05 * float(np.nanmax(found.left, initial=0.0))))
-    ax.set(xlabel=f"time t ({len(labels)}): letters of the text", ylabel="left at the end")
+    ax.set(xlabel=f"time t ({len(labels)}): letters of the text", ylabel="still there at the end")
     name_letters(ax, labels)
 
 
@@ -473,7 +473,7 @@ def draw_forms(name: str, t: int, chunk: int, seed: int, T: int) -> Picture:
     m = REGISTRY[name]
     found = three_forms(m, T=T, chunk=chunk, seed=seed)
     rows = {n: o[t] for n, o in found.outputs.items()}
-    rows |= {"…  of it block": found.block[t], "…  of it state": found.past[t]}
+    rows |= {"its block’s part": found.block[t], "the state’s part": found.past[t]}
     here = max(np.abs(a[t] - b[t]).max() for a, b in pairs(found.outputs.values()))
 
     def draw() -> Figure:
@@ -672,9 +672,8 @@ def draw_cost(length: int, d: int, features: str) -> Picture:
         for left, title in zip((0.65, 4.25), COUNTS, strict=True):
             ax = place(fig, left, 3.35, 2.75, 1.4)
             draw_costs(ax, x, curves[title], length, now[title], meet[title])
-            more = f"softmax more from {meet[title]:,} tokens on"
             costs = ", ".join(f"{n} {count_text(cost)}" for n, cost in now[title].items())
-            ax.set_title(f"{title} at T = {length:,}\n{costs}\n{more}", fontsize=8)
+            ax.set_title(f"{title} at T = {length:,}\n{costs}", fontsize=8)
         draw_maps(fig, {"softmax": maps["softmax"], f"linear, features {features}": maps["linear"]})
         words = f"weights on the same q and k, 24 tokens, d = {d}"
         fig.text(0.46, 2.72 / 5.3, words, ha="center", fontsize=8)
@@ -709,7 +708,7 @@ def draw_costs(
     ax.plot([length] * len(now), list(now.values()), "o", color=INK["text"], ms=4)
     if meet <= LONGEST:
         ax.axvline(meet, color=INK["hatch"], lw=1, ls="--", zorder=0)
-    ax.set_ylim(top=12 * max(map(max, curves.values())))  # room for a name
+    ax.set_ylim(top=40 * max(map(max, curves.values())))  # room for a name
 
 
 def draw_maps(fig: Figure, maps: Mapping[str, np.ndarray]) -> None:
