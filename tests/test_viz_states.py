@@ -724,7 +724,12 @@ def test_pictures_name_the_shapes_meant(call, words):
 def test_a_nan_is_seen_and_breaks_nothing():
     S = np.random.default_rng(0).standard_normal((6, 4, 5))
     S[2, 1, 1] = np.nan
-    for measure in (memory.singular_spectrum, memory.effective_rank, memory.stable_rank, memory.state_norm):
+    for measure in (
+        memory.singular_spectrum,
+        memory.effective_rank,
+        memory.stable_rank,
+        memory.state_norm,
+    ):
         found = measure(S)
         bad = np.isnan(found).reshape(6, -1)
         assert bad[2].all() and not np.delete(bad, 2, 0).any()

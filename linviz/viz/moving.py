@@ -47,12 +47,12 @@ class Matrices:
         title: str,
         letters: str,
         *,
-        kind: str | None,
-        vmax: Number | None,
-        log: bool | Number,
-        mask: Array | None,
-        rows: Sequence[str] | None,
-        cols: Sequence[str] | None,
+        kind: str | None = None,
+        vmax: Number | None = None,
+        log: bool | Number = False,
+        mask: Array | None = None,
+        rows: Sequence[str] | None = None,
+        cols: Sequence[str] | None = None,
         row_name: str,
         col_name: str,
     ):
@@ -92,8 +92,8 @@ class Matrices:
         scale = {"kind": self.kind, "vmax": self.norm.vmax, "log": self.linear}
         return scale | self.labels | {"row_name": row_name, "col_name": col_name, "bar": False}
 
-    def thin(self, steps: np.ndarray, first: int) -> str:
-        """Keep some steps, and at most MOST_ROWS cells along the axes after `first`; say so."""
+    def keep(self, steps: np.ndarray) -> str:
+        """Keep some steps, and at most MOST_ROWS cells along the other axes; say so."""
         self.labels = dict(self.labels)
         self.x, self.empty = self.x[steps], self.empty[steps]
         most = [len(steps), *(MOST_ROWS for _ in self.x.shape[1:])]
@@ -268,10 +268,6 @@ class Frames(Matrices):
         """Steps that fit into one sheet."""
         return MOST_CELLS // min(self.x[0].size, MOST_ROWS**2)
 
-    def keep(self, steps: np.ndarray) -> str:
-        """Keep some steps."""
-        return self.thin(steps, 1)
-
     def page(self, number: int, steps: Sequence[int]) -> tuple[str, dict[str, Any], np.ndarray]:
         """See `Matrices.drawn`."""
         page, data, sheet = self.drawn(number, None)
@@ -317,29 +313,11 @@ class Frames(Matrices):
 class Rows(Matrices):
     """One row a step: the whole matrix is seen, and the row of the step is marked."""
 
-    def __init__(
-        self,
-        x: Array,
-        title: str = "",
-        *,
-        kind: str | None = None,
-        vmax: Number | None = None,
-        log: bool | Number = False,
-        mask: Array | None = None,
-        rows: Sequence[str] | None = None,
-        cols: Sequence[str] | None = None,
-        row_name: str = "time t",
-        col_name: str = "channel",
-    ):
-        """Take the matrix: x [t, j], the rest as in `Frames`; mask [t, j]."""
-        given = {"rows": rows, "cols": cols, "row_name": row_name, "col_name": col_name}
-        super().__init__(x, title, "t j", kind=kind, vmax=vmax, log=log, mask=mask, **given)
+    def __init__(self, x: Array, title: str = "", **options: Any):
+        """Take the matrix: x [t, j], mask [t, j]; the options are those of `Frames`."""
+        super().__init__(x, title, "t j", **{"row_name": "time t", "col_name": "channel"} | options)
 
     most = MOST_FRAMES
-
-    def keep(self, steps: np.ndarray) -> str:
-        """Keep some steps."""
-        return self.thin(steps, 1)
 
     def page(self, number: int, steps: Sequence[int]) -> tuple[str, dict[str, Any], np.ndarray]:
         """See `Matrices.drawn`."""
