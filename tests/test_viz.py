@@ -15,6 +15,7 @@ import torch
 
 import linviz as lv
 from linviz import viz
+from linviz.viz.picture import render
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -369,3 +370,25 @@ def test_what_cannot_be_drawn_is_refused():
         viz.chunk_tiling(100_000, 1)
     with pytest.raises(ValueError, match="T: wanted a number from 1 to 4096"):
         viz.cache_or_state([lv.softmax, lv.gla], T=100_000)
+
+
+@pytest.mark.parametrize("name", ["$$", r"$\frac{$", "a$b", "$5 and $6"])
+def test_names_may_hold_dollars(name):
+    x = np.tril(np.random.default_rng(0).standard_normal((5, 5)))
+    for picture in (
+        viz.distributions({name: x, "b": x}),
+        viz.triangle(x, title=name, tokens=[name, *"abcd"]),
+        viz.top_mass({name: x}),
+        viz.line_panels({name: {name: [1, 2], "b": [2, 1]}}),
+    ):
+        assert render(picture.figure(), "png")
+        assert name in picture.html() or name in picture.alt
+
+
+def test_a_curve_without_a_number_above_zero_has_no_logarithm():
+    with pytest.raises(ValueError, match="log: wanted a number above 0"):
+        viz.line_panels({"a": {"b": [-1.0, -2.0]}}, log="y").figure()
+    with pytest.raises(ValueError, match="above 0"):
+        viz.crossing([1.0, 2.0], [0.0, 1.0], [1.0, 1.0])
+    with pytest.raises(ValueError, match="at: wanted one step or more"):
+        viz.frames(5, at=[])

@@ -49,6 +49,8 @@ def crossing(x: Array, rising: Array, other: Array) -> float:
     x, rising, other = (
         array(y, name, "n") for y, name in ((x, "x"), (rising, "rising"), (other, "other"))
     )
+    if min(x.min(), rising.min(), other.min()) <= 0:
+        raise ValueError("x, rising, other: wanted numbers above 0, for logarithmic axes")
     gap = np.log(rising) - np.log(other)
     up = np.flatnonzero((gap[:-1] <= 0) & (gap[1:] > 0))
     if not up.size:
@@ -112,6 +114,8 @@ def lines(
         ax.axvline(event, color=INK["hatch"], lw=0.7, zorder=0)
     if set(log) - {"x", "y"}:
         raise ValueError(f'log: wanted "", "x", "y" or "xy", got {log!r}')
+    if "y" in log and not any((y > 0).any() for y in series.values()):
+        raise ValueError("log: wanted a number above 0 in series, for a logarithmic axis")
     for letter in log:
         ax.set(**{f"{letter}scale": "log"})
     if "x" in log and x is not None and len(x) <= 12:  # each point is its own tick

@@ -22,6 +22,11 @@ def finite(x: np.ndarray) -> np.ndarray:
     return x[np.isfinite(x)]
 
 
+def numbers_of(x: Array) -> np.ndarray:
+    """Activations [t, d] as numbers; True is 1."""
+    return array(x, "x", "t d").astype(float)
+
+
 def token_norms(x: Array) -> np.ndarray:
     """Measure the length of each token's vector.
 
@@ -31,7 +36,7 @@ def token_norms(x: Array) -> np.ndarray:
     Returns:
         [t], the Euclidean norms; NaN and infinities spread.
     """
-    return np.sqrt((array(x, "x", "t d") ** 2).sum(1))
+    return np.sqrt((numbers_of(x) ** 2).sum(1))
 
 
 def clip_limit(x: Array, percentile: Number = 99.5) -> float:
@@ -46,7 +51,7 @@ def clip_limit(x: Array, percentile: Number = 99.5) -> float:
     """
     if not 0 < percentile <= 100:
         raise ValueError(f"percentile: wanted a number above 0, up to 100, got {percentile}")
-    seen = np.abs(finite(array(x, "x", "t d")))
+    seen = np.abs(finite(numbers_of(x)))
     if not seen.size:
         return 1.0
     return float(np.percentile(seen, percentile)) or float(seen.max()) or 1.0
@@ -82,7 +87,7 @@ def channel_stats(x: Array) -> dict[str, np.ndarray]:
         "median", "p99" (the 99th percentile) and "max" of the magnitudes, each [d]. They are NaN
         for a channel without a finite number.
     """
-    size = np.abs(array(x, "x", "t d"))
+    size = np.abs(numbers_of(x))
     bad = ~np.isfinite(size)
     if not bad.any():
         median, p99 = np.percentile(size, (50, 99), axis=0)
@@ -143,7 +148,7 @@ def massive_positions(
     Returns:
         Positions [n, 2] of (t, d), and the values [n] there, the largest magnitude first.
     """
-    x = array(x, "x", "t d")
+    x = numbers_of(x)
     size = np.abs(x)
     seen = finite(size)
     median = np.median(seen) if seen.size else 0.0
@@ -165,7 +170,7 @@ def top_magnitudes(x: Array, *, most: int = 3) -> tuple[np.ndarray, float]:
     """
     if most < 1:
         raise ValueError(f"most: wanted 1 or more, got {most}")
-    size = np.abs(finite(array(x, "x", "t d")))
+    size = np.abs(finite(numbers_of(x)))
     if not size.size:
         return np.empty(0), float("nan")
     most = min(most, size.size)
@@ -182,7 +187,7 @@ def kurtosis(x: Array) -> float:
         3 for a normal distribution, 1 for two equal peaks, large for a few extreme numbers; NaN
         for a constant.
     """
-    seen = finite(array(x, "x", "t d"))
+    seen = finite(numbers_of(x))
     if not seen.size or seen.min() == seen.max():
         return float("nan")
     away = seen - seen.mean()
@@ -242,7 +247,7 @@ def value_quantiles(x: Array, at: Sequence[Number] = QUANTILES) -> np.ndarray:
     Returns:
         One number for each share; NaN if no number is finite.
     """
-    seen = finite(array(x, "x", "t d"))
+    seen = finite(numbers_of(x))
     return np.quantile(seen, at) if seen.size else np.full(len(at), np.nan)
 
 

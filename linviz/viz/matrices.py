@@ -229,6 +229,8 @@ def frames(T: int, at: Sequence[int] | None = None, most: int = 8) -> list[int]:
     """
     if most < 1:
         raise ValueError(f"most: wanted 1 or more, got {most}")
+    if at is not None and len(at) == 0:
+        raise ValueError("at: wanted one step or more, got none")
     bad = [t for t in at or () if not -T <= t < T]
     if bad:
         raise ValueError(f"at: wanted steps from {-T} to {T - 1}, got {bad[0]}")

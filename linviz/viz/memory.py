@@ -187,7 +187,8 @@ def state_moments(S: Array | Trace, **which: Any) -> tuple[np.ndarray, np.ndarra
         mean [t, k] and variance [t, k], over v.
     """
     S = matrix_path(S, **which)
-    return S.mean(2), S.var(2)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities: NaN
+        return S.mean(2), S.var(2)
 
 
 def collapse_ratio(S: Array | Trace, length: int, **which: Any) -> np.ndarray:
@@ -485,11 +486,12 @@ def retention(
     X = np.zeros((len(tokens), *step.marks.shape[1:]), np.result_type(step.fade, step.marks))
     wrote = lengths(step.marks[tokens])
     kept = np.full((T, len(tokens)), np.nan)
-    for t in range(tokens.min(initial=T), T):
-        X = step.after(t, X)
-        X[tokens == t] = step.marks[t]
-        seen = (tokens <= t) & (wrote > 0)
-        kept[t, seen] = lengths(X[seen]) / wrote[seen]
+    with np.errstate(invalid="ignore", over="ignore"):  # what grows without bound
+        for t in range(tokens.min(initial=T), T):
+            X = step.after(t, X)
+            X[tokens == t] = step.marks[t]
+            seen = (tokens <= t) & (wrote > 0)
+            kept[t, seen] = lengths(X[seen]) / wrote[seen]
     return kept
 
 

@@ -72,6 +72,8 @@ class Matrices:
         check_labels(self.x.reshape(-1, *self.sizes)[0], self.labels)
         shown = self.x[~self.empty]
         self.kind, low, high = limits(shown, kind, vmax)
+        if log < 0:
+            raise ValueError(f"log: wanted True, False or a number above 0, got {log}")
         self.over, self.under = bool((shown > high).any()), bool((shown < low).any())
         self.linear = linear_below(shown, high) if log is True else float(log)
         self.norm = (

@@ -18,8 +18,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.mathtext import MathTextParser
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxTransformTo
 
 from linviz.viz.ink import INK, style
@@ -145,6 +147,15 @@ def save_card(fig: Figure, path: str | FilePath) -> FilePath:
     return path
 
 
+def literal(text: Text) -> None:
+    """Take a text with dollars as it is, unless it is a formula: names and tokens may have any."""
+    if "$" in text.get_text():
+        try:
+            MathTextParser("path").parse(text.get_text())
+        except ValueError:
+            text.set_parse_math(False)
+
+
 @contextmanager
 def closing() -> Iterator[None]:
     """Close every figure that is opened inside, also where drawing it fails."""
@@ -196,7 +207,10 @@ class Picture:
             A closed Figure.
         """
         with closing(), style(theme):
-            return self.draw()
+            fig = self.draw()
+            for text in fig.findobj(Text):
+                literal(text)
+            return fig
 
     def _stills(self) -> tuple[str, bytes]:
         """Both themes' images as HTML, and the light one as PNG."""
