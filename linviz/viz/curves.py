@@ -115,7 +115,9 @@ def lines(
     if set(log) - {"x", "y"}:
         raise ValueError(f'log: wanted "", "x", "y" or "xy", got {log!r}')
     if "y" in log and not any((y > 0).any() for y in series.values()):
-        raise ValueError("log: wanted a number above 0 in series, for a logarithmic axis")
+        if any(np.isfinite(y).any() for y in series.values()):
+            raise ValueError("log: wanted a number above 0 in series, for a logarithmic axis")
+        log = log.replace("y", "")  # nothing to draw
     for letter in log:
         ax.set(**{f"{letter}scale": "log"})
     if "x" in log and x is not None and len(x) <= 12:  # each point is its own tick
