@@ -587,3 +587,13 @@ def test_many_maps_are_shown_in_part():
     stack = np.stack([np.tril(np.ones((5, 5)))] * 20)
     picture = sp.context_length(stack)
     assert len(picture.figure().axes) <= 3 * 8 and "8 of 20 maps shown" in picture.note
+
+
+def test_the_borders_of_the_context_move_with_the_map():
+    A = np.tril(np.ones((6, 6)))
+    made = sp.context_length(A, share=0.5)
+    rows, curves = made.panels
+    back = sp.effective_context(A, share=0.5)
+    np.testing.assert_array_equal(next(iter(rows.edges.values())), np.arange(1, 7) - back)
+    np.testing.assert_array_equal(next(iter(curves.series.values())), back)
+    assert made.html().count('class="lv-edge"') == 2 and len(made.steps) == 6

@@ -507,7 +507,7 @@ def context_length(
     tolerance: Number = 0.01,
     percentile: Number = 99.5,
     most: int = MOST_ROWS,
-) -> Picture:
+) -> Scrubber:
     """Draw how far back each reader looks: two boundaries over the map, and as curves.
 
     Args:
@@ -521,7 +521,7 @@ def context_length(
         most: at most that many rows and columns; longer maps are thinned, with a note.
 
     Returns:
-        A Picture with one row a map, each on its own scale.
+        A Scrubber over the readers, each map on its own scale.
     """
     maps, total, note = open_maps(x, readers, head, batch, most)
     note = joined(note, count_note(min(MOST_MAPS, len(maps)), len(maps), "maps"))
@@ -557,14 +557,29 @@ def context_length(
         for name, found in spans.items()
         for what, y in found.items()
     )
-    return Picture(
-        draw,
+    shown: list[Any] = []
+    for name, m in maps.items():
+        rows = Rows(
+            m.A,
+            name or "effective attention",
+            mask=m.future,
+            vmax=ends[name],
+            **labels(m, total, None),
+        )
+        rows.edges = {what: m.times + 1 - back for what, back in spans[name].items()}
+        every = {"all tokens": m.times + 1.0}
+        shown += [rows, Lines(spans[name] | every, "how far back", ylabel="tokens back")]
+    made = Scrubber(
+        shown,
         alt=f"How far back the last of {total} readers looks. {said}",
         caption=f"How many of the latest tokens hold {100 * share:g} % of a row's |A|, and how far "
         f"back a weight passes {100 * tolerance:g} % of the row's largest; the reader itself is "
         "token 1. The lines over the map have the inks of the curves.",
         note=joined(note, *(done for *_, done in seen.values())),
+        steps=next(iter(maps.values())).times.tolist(),
     )
+    made.draw = draw  # the still picture: one map a line
+    return made
 
 
 def draw_spans(

@@ -83,6 +83,7 @@ class Matrices:
         )
         self.names = (row_name, col_name)
         self.times, self.side = range(len(self.x)), SIDES[0]
+        self.edges: dict[str, np.ndarray] = {}  # name -> [t], columns at which a line runs
 
     def __len__(self) -> int:
         return len(self.x)
@@ -98,6 +99,7 @@ class Matrices:
         """Keep some steps, and at most MOST_ROWS cells along the other axes; say so."""
         self.labels = dict(self.labels)
         self.x, self.empty = self.x[steps], self.empty[steps]
+        self.edges = {name: first[steps] for name, first in self.edges.items()}
         most = [len(steps), *(MOST_ROWS for _ in self.x.shape[1:])]
         small, note = thin(np.where(self.empty, 0.0, self.x), most)
         if note:
@@ -188,6 +190,13 @@ class Matrices:
                     svg.append(
                         svg_text(left + middle, top + tall + 13, word, small=given, slant=turn)
                     )
+        for i, first in enumerate(self.edges.values()):
+            ends = [(x, t + end) for t, x in enumerate(first) for end in (0, 1) if np.isfinite(x)]
+            line = svg_path(
+                [(left + x * wide / self.sizes[1], top + y * tall / height) for x, y in ends]
+            )
+            svg.append(f'<path class="lv-edge" d="{line}"/>')
+            svg.append(f'<path class="lv-line" style="stroke:{line_ink(i)[0]}" d="{line}"/>')
         svg.append(svg_text(11, top + tall / 2, f"{self.names[0]} ({self.sizes[0]})", turn=True))
         middle, foot = left + wide / 2, top + tall + foot + 17
         svg.append(svg_text(middle, foot, f"{self.names[1]} ({self.sizes[1]})"))
