@@ -8,10 +8,10 @@ PY := .venv/bin/python
 INSTALL := $(PY) -m pip install -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help tour test lab lint mutate bench clean
+.PHONY: help tour test lab lint mutate bench book book-test handout clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1: /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
 
 tour: .venv/notebooks.done  ## run the tour and write build/tour.html
 	@$(PY) -m linviz tour
@@ -19,8 +19,17 @@ tour: .venv/notebooks.done  ## run the tour and write build/tour.html
 lab: .venv/notebooks.done  ## open JupyterLab on the notebooks
 	@$(PY) -m linviz lab
 
-test: .venv/test.done  ## ruff, pytest and the notebooks
+test: .venv/test.done .venv/book.done  ## ruff, pytest, the notebooks and the book
 	@$(PY) -m linviz test
+
+book: .venv/book.done  ## build the book into book/_build/html
+	@$(PY) -m linviz book
+
+book-test: .venv/test.done .venv/book.done  ## build the book and test it in a browser
+	@$(PY) -m linviz book-test
+
+handout: .venv/notebooks.done  ## write the notebooks without solutions into build/handout
+	@$(PY) -m linviz handout
 
 lint: .venv/test.done  ## ruff only
 	@$(PY) -m linviz lint
@@ -32,7 +41,7 @@ bench: .venv/test.done  ## time the forms on the CPU
 	@$(PY) -m linviz bench cpu
 
 clean:  ## remove .venv and everything that was built
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build book/_build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 .venv/made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -55,4 +64,9 @@ clean:  ## remove .venv and everything that was built
 .venv/test.done: .venv/notebooks.done
 	@echo 'linviz: installing what the tests need'
 	@$(INSTALL) --group test
+	@touch $@
+
+.venv/book.done: .venv/notebooks.done
+	@echo 'linviz: installing what builds the book'
+	@$(INSTALL) -e '.[book]'
 	@touch $@

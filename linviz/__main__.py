@@ -1,10 +1,12 @@
-"""``python -m linviz tour | test | lint | lab | bench``: what make does, without make."""
+"""``python -m linviz tour | test | lint | lab | book | handout | bench``: make, without make."""
 
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +43,9 @@ def main(argv=None):
         "test": "ruff, pytest and the notebooks",
         "lint": "ruff only",
         "lab": "open JupyterLab on the notebooks",
+        "book": "build the book into book/_build/html",
+        "book-test": "build the book and test it in a browser",
+        "handout": "write the notebooks without solutions into build/handout",
     }.items():
         commands.add_parser(name, help=text, description=text)
     commands.add_parser("bench", help="time the forms (`bench cpu`)", add_help=False)
@@ -52,7 +57,9 @@ def main(argv=None):
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel
-    return {"tour": tour, "test": test, "lint": lint, "lab": lab}[args.command](repository())
+    commands = {"tour": tour, "test": test, "lint": lint, "lab": lab}
+    commands |= {"book": book, "book-test": book_test, "handout": handout}
+    return commands[args.command](repository())
 
 
 def repository():
@@ -83,6 +90,7 @@ def test(folder):
     lax = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120"]
     plain = ["-o", "addopts=", "-p", "no:cacheprovider"]
     failed |= run(folder, "pytest", *plain, *lax, "-n", "2", "--dist", "loadscope", "notebooks")
+    failed |= book_test(folder)
     print("linviz test:", "FAILED" if failed else "all passed", flush=True)
     return failed
 
@@ -92,6 +100,43 @@ def run(folder, *command):
     print("linviz:", *command, flush=True)
     env = os.environ | {"OMP_NUM_THREADS": "1"}  # the workers are the parallelism
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, env=env).returncode != 0
+
+
+def book(folder):
+    """The book, from nothing: a page that was kept may show what the library no longer does."""
+    need("jupyter_book", '-e ".[notebooks,book]"')
+    built = folder / "book" / "_build"
+    shutil.rmtree(built, ignore_errors=True)
+    places = ["--config", "book/_config.yml", "--toc", "book/_toc.yml", "--path-output", "book"]
+    start = time.monotonic()
+    failed = run(folder, "jupyter_book", "build", ".", *places, "-W", "-n", "--keep-going")
+    pages = len(list(built.glob("html/[bn]*/**/*.html")))
+    print(f"linviz book: {pages} pages in {time.monotonic() - start:.0f} s")
+    print("FAILED" if failed else f"The book: {built / 'html' / 'index.html'}", flush=True)
+    return failed
+
+
+def book_test(folder):
+    """The book in a browser: what a reader meets."""
+    need("playwright", "--group test")
+    return book(folder) or run(folder, "pytest", "-n", "2", "tests/site.py")
+
+
+def handout(folder):
+    """The notebooks without the solutions of exercises and the answers of the quiz."""
+    import nbformat
+
+    target = folder / "build" / "handout"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted((folder / "notebooks").glob("[0-9]*.ipynb")):
+        nb = nbformat.read(file, as_version=4)
+        for cell in nb.cells:
+            if "solution" in cell.metadata.get("tags", []):
+                cell.source, cell.metadata = "# your solution\n", {}
+            cell.source = re.sub(r"<details>.*?</details>\s*", "", cell.source, flags=re.DOTALL)
+        nbformat.write(nb, target / file.name)
+        print(target / file.name)
+    return 0
 
 
 def lab(folder):
@@ -148,6 +193,7 @@ def page(nb, path):
     """An executed notebook as HTML that loads nothing: images inside, formulas as MathML."""
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from nbformat.v4 import new_notebook
     from pygments.formatters import HtmlFormatter
 
     class Renderer(IPythonRenderer):
@@ -170,7 +216,13 @@ def page(nb, path):
             data.setdefault("text/html", markdown(data["text/latex"]))
     exporter = HTMLExporter(template_name="basic", filters={"markdown2html": markdown})
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
-    body, _ = exporter.from_notebook_node(nb)
+    body = ""
+    for cell in nb.cells:
+        tags = cell.metadata.get("tags", [])
+        part, _ = exporter.from_notebook_node(new_notebook(cells=[cell]))
+        if "solution" in tags:
+            part = f"<details><summary>Solution</summary>{part}</details>"
+        body += part * ("remove-cell" not in tags)
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     light = HtmlFormatter().get_style_defs(".highlight")
     style = f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}\n{STYLE}"

@@ -645,6 +645,9 @@ def test_bad_options():
         with pytest.raises(ValueError, match=r"gamma must lie in \[0, 1\]"):
             lv.retnet.recurrent(*inputs, gamma=gamma)
     lv.retnet.recurrent(*inputs, gamma=1.5, validate=False)
+    fine = [x.double() for x in inputs]  # a number keeps its digits
+    exact = torch.tensor(0.8, dtype=torch.float64)
+    assert torch.equal(lv.retnet(*fine, gamma=0.8)[0], lv.retnet(*fine, gamma=exact)[0])
     for gamma in ("a", 0.5j, [0.5, 0.5, 0.5]):
         with pytest.raises(ValueError, match=r"gamma must be a number or \[H\] = \[2\], got"):
             lv.retnet.recurrent(*inputs, gamma=gamma)

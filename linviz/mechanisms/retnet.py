@@ -57,7 +57,8 @@ def settle(options: dict[str, Any], sizes: Sizes, like: Tensor, validate: bool) 
         return {**options, "gamma": gamma.to(kind)}
     wanted = f"lv.retnet: gamma must be a number or [H] = [{H}]"
     try:
-        gamma = torch.as_tensor(gamma)
+        given = isinstance(gamma, Tensor)
+        gamma = torch.as_tensor(gamma, dtype=None if given else torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"{wanted}, got {gamma!r}") from None
     if gamma.shape not in ((), (H,)) or gamma.is_complex():

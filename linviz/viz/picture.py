@@ -6,6 +6,7 @@ two is seen: by the reader's system, or by the page's own switch (Jupyter Book, 
 
 import html
 import io
+import os
 import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -246,7 +247,10 @@ class Picture:
         """HTML, and a PNG and words for what cannot show HTML."""
         stills, png = self._stills()
         encoded = b64encode(png).decode()
-        return {"text/html": self._html(stills), "image/png": encoded, "text/plain": repr(self)}
+        bundle = {"text/html": self._html(stills), "image/png": encoded, "text/plain": repr(self)}
+        if os.environ.get("LINVIZ_SVG"):  # the book asks for it, to offer it beside the figure
+            bundle["image/svg+xml"] = self._bytes("svg", "light").decode()
+        return bundle
 
     def save(self, path: str | FilePath, theme: str = "light") -> FilePath:
         """Save it.
