@@ -119,7 +119,7 @@ def book(folder):
 def book_test(folder):
     """The book in a browser: what a reader meets."""
     need("playwright", "--group test")
-    return book(folder) or run(folder, "pytest", "-n", "2", "tests/site.py")
+    return book(folder) or run(folder, "pytest", "-n", "2", "tests/book_site.py")
 
 
 def handout(folder):

@@ -2,24 +2,16 @@
 where there is no Chromium."""
 
 import re
-import shutil
 
 import matplotlib
 import numpy as np
 import pytest
+from browser import needs_chromium, watch
 
 from linviz import viz
 from linviz.viz import Frames, Lines, Points, Rows, Scrubber
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="NO CHROMIUM: apt-get install chromium fonts-dejavu"
-)
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+pytestmark = needs_chromium
 
 T = 9
 RNG = np.random.default_rng(1)
@@ -34,38 +26,19 @@ PANELS = (
 )
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for this file."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def visit(browser, tmp_path):
     """Open a picture's page; at the end nothing was asked of the network and nothing failed."""
     faults = []
 
-    def guard(route):
-        if re.match("file:|data:|blob:", route.request.url):
-            return route.continue_()
-        faults.append(route.request.url)
-        return route.abort()
-
     def open_page(picture, **options):
         page = browser.new_page(**options)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and faults.append(said.text))
-        page.route("**/*", guard)
+        faults.append(watch(page))
         page.goto(picture.save(tmp_path / "picture.html").as_uri())
         return page
 
     yield open_page
-    assert not faults
+    assert not any(faults), faults
 
 
 @pytest.fixture

@@ -1,30 +1,13 @@
 """One explorer and one scrubber driven live in JupyterLab. `make test` skips this, aloud, where
 there is no Chromium or no JupyterLab."""
 
-import json
-import os
-import re
-import subprocess
-import sys
-import time
-from importlib.util import find_spec
-
 import nbformat
 import pytest
+from browser import WAIT, jupyterlab, needs_chromium, needs_jupyterlab, run_all, watch
 from nbformat.v4 import new_code_cell, new_notebook
-from test_browser import CHROMIUM, FLAGS
 
-pytestmark = [
-    pytest.mark.skipif(
-        CHROMIUM is None, reason="NO CHROMIUM: apt-get install chromium fonts-dejavu"
-    ),
-    pytest.mark.skipif(
-        find_spec("jupyterlab") is None, reason='NO JUPYTERLAB: pip install -e ".[notebooks]"'
-    ),
-]
+pytestmark = [needs_chromium, needs_jupyterlab]
 
-TOKEN = "t0k"
-WAIT = 60_000  # milliseconds, for a machine with much else to do
 CELLS = (
     'from linviz.viz.play import explore_state\nexplore_state("gla", text="abracadabra")',
     "import numpy as np\n"
@@ -36,90 +19,23 @@ CELLS = (
 
 @pytest.fixture
 def lab(tmp_path):
-    """The address of a JupyterLab with one notebook; no settings or kernels but this one's."""
-    home, runtime = tmp_path / "home", tmp_path / "runtime"
+    """The address of a JupyterLab with one notebook."""
     cells = [new_code_cell(cell) for cell in CELLS]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nb = new_notebook(cells=cells, metadata={"kernelspec": kernel})
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "nb.ipynb").write_text(nbformat.writes(nb), encoding="utf-8")
-    silent = home / "lab/user-settings/@jupyterlab/apputils-extension"
-    silent.mkdir(parents=True)
-    (silent / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    folders = {"JUPYTER_CONFIG_DIR": home, "JUPYTER_DATA_DIR": home, "IPYTHONDIR": home}
-    folders |= {"JUPYTER_RUNTIME_DIR": runtime}
-    env = os.environ | {name: str(folder) for name, folder in folders.items()}
-    env |= {"JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1"}
-    quiet = ("news_url=None", "check_for_updates_class=jupyterlab.NeverCheckForUpdate")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"]
-    command += ["--ip=127.0.0.1", "--port=0", f"--IdentityProvider.token={TOKEN}"]
-    command += [f"--LabApp.{option}" for option in (*quiet, "extension_manager=readonly")]
-    with open(tmp_path / "log", "w") as log:
-        server = subprocess.Popen(
-            command, cwd=tmp_path / "work", env=env, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            yield address(server, runtime, tmp_path / "log")
-        finally:
-            server.terminate()  # it ends its kernels
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+    with jupyterlab(tmp_path / "work", tmp_path / "home") as url:
+        yield url
 
 
-def address(server, runtime, log):
-    """The address, once the server has written it."""
-    until = time.monotonic() + 60
-    while server.poll() is None and time.monotonic() < until:
-        for file in runtime.glob("jpserver-*.json"):
-            try:
-                return json.loads(file.read_text(encoding="utf-8"))["url"]
-            except ValueError:  # half written
-                pass
-        time.sleep(0.1)
-    raise AssertionError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}")
-
-
-def guard(route, faults):
-    """Nothing is asked of the network."""
-    if re.match(r"(http|ws)://127\.0\.0\.1|data:|blob:", route.request.url):
-        return route.continue_()
-    faults.append(route.request.url)
-    return route.abort()
-
-
-def run_all(page):
-    """Run every cell until each has its number; a kernel that is still starting forgets a run."""
-    page.get_by_text("| Idle").wait_for(timeout=WAIT)
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=WAIT)
-    prompts, until = page.locator(".jp-CodeCell .jp-InputPrompt"), time.monotonic() + WAIT / 1000
-    shown = [""]
-    while not all(re.search(r"\d", x) for x in shown):
-        assert time.monotonic() < until, f"the cells did not run: {shown}"
-        if not any(re.search(r"[\d*]", x) for x in shown):
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-        page.wait_for_timeout(500)
-        shown = prompts.all_inner_texts()
-    assert len(shown) == len(CELLS)
-
-
-def test_an_explorer_and_a_scrubber_move_in_jupyterlab(lab):
-    from playwright.sync_api import sync_playwright
-
-    faults = []
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1300, "height": 1500})
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.route("**/*", lambda route: guard(route, faults))
-        page.goto(f"{lab}lab/tree/nb.ipynb?token={TOKEN}&reset", timeout=WAIT)
-        run_all(page)
-        drive_explorer(page)
-        drive_scrubber(page)
-        browser.close()
+def test_an_explorer_and_a_scrubber_move_in_jupyterlab(lab, browser):
+    page = browser.new_page(viewport={"width": 1300, "height": 1500})
+    faults = watch(page)
+    run_all(page, f"{lab}lab/tree/nb.ipynb", len(CELLS))
+    drive_explorer(page)
+    drive_scrubber(page)
+    page.close()
     assert not faults
 
 

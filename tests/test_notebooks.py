@@ -70,6 +70,8 @@ def faults_in_notebook(nb):
     for cell in nb["cells"]:
         if "base64," in text(cell) or cell.get("attachments"):
             faults.append(f"{cell['id']}: embedded image")
+        if cell["cell_type"] == "markdown" and re.search(r"^\s*%", text(cell), re.MULTILINE):
+            faults.append(f"{cell['id']}: a line that begins with % is a comment to the book")
     for cell in code:
         faults += [f"{cell['id']}: {fault}" for fault in faults_in_cell(cell)]
         checks += bool(re.search(r"\bassert |lv\.check\(|pytest\.raises", text(cell)))
