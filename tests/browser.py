@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+import nbformat
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -97,19 +98,22 @@ def address(server, runtime, log):
     raise AssertionError(f"JupyterLab did not start:\n{log.read_text(encoding='utf-8')}")
 
 
-def run_all(page, url, cells):
-    """Open a notebook and run every cell until each has its number; a kernel that is still
-    starting forgets a run."""
-    page.goto(f"{url}?token={TOKEN}&reset", timeout=WAIT)
+def run_all(page, url, file):
+    """Open a notebook of a JupyterLab and run every cell. The file's outputs, once each cell has
+    its number; a kernel that is still starting forgets a run."""
+    page.goto(f"{url}lab/tree/{file.name}?token={TOKEN}&reset", timeout=WAIT)
     page.get_by_text("| Idle").wait_for(timeout=WAIT)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=WAIT)
     prompts, until = page.locator(".jp-CodeCell .jp-InputPrompt"), time.monotonic() + WAIT / 500
-    shown = [""]
-    while not all(re.search(r"\d", x) for x in shown):
-        assert time.monotonic() < until, f"the cells did not run: {shown}"
-        if not any(re.search(r"[\d*]", x) for x in shown):
+    ran = [None]
+    while None in ran:
+        assert time.monotonic() < until, f"the cells did not run: {ran}"
+        if not re.search(r"[\d*]", "".join(prompts.all_inner_texts())):
             page.get_by_role("menuitem", name="Run", exact=True).click()
             page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
         page.wait_for_timeout(500)
-        shown = prompts.all_inner_texts()
-    assert len(shown) == cells
+        page.locator('.jp-Toolbar [data-command="docmanager:save"]').click()
+        cells = nbformat.read(file, 4).cells
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        ran = [cell.execution_count for cell in code]
+    return [output for cell in code for output in cell.outputs]

@@ -2,7 +2,6 @@
 there is no Chromium or no JupyterLab."""
 
 import nbformat
-import pytest
 from browser import WAIT, jupyterlab, needs_chromium, needs_jupyterlab, run_all, watch
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -17,25 +16,20 @@ CELLS = (
 )
 
 
-@pytest.fixture
-def lab(tmp_path):
-    """The address of a JupyterLab with one notebook."""
+def test_an_explorer_and_a_scrubber_move_in_jupyterlab(browser, tmp_path):
     cells = [new_code_cell(cell) for cell in CELLS]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nb = new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "nb.ipynb").write_text(nbformat.writes(nb), encoding="utf-8")
-    with jupyterlab(tmp_path / "work", tmp_path / "home") as url:
-        yield url
-
-
-def test_an_explorer_and_a_scrubber_move_in_jupyterlab(lab, browser):
+    file = tmp_path / "work" / "nb.ipynb"
+    file.parent.mkdir()
+    nbformat.write(nb, file)
     page = browser.new_page(viewport={"width": 1300, "height": 1500})
     faults = watch(page)
-    run_all(page, f"{lab}lab/tree/nb.ipynb", len(CELLS))
-    drive_explorer(page)
-    drive_scrubber(page)
-    page.close()
+    with jupyterlab(file.parent, tmp_path / "home") as lab:
+        run_all(page, lab, file)
+        drive_explorer(page)
+        drive_scrubber(page)
+        page.close()
     assert not faults
 
 
