@@ -109,8 +109,12 @@ def book(folder):
     shutil.rmtree(built, ignore_errors=True)
     places = ["--config", "book/_config.yml", "--toc", "book/_toc.yml", "--path-output", "book"]
     start = time.monotonic()
-    failed = run(folder, "jupyter_book", "build", ".", *places, "-W", "-n", "--keep-going")
+    build = ["build", ".", *places, "-W", "-n", "--keep-going"]
+    print("linviz: jupyter-book", *build, flush=True)
+    start_it = "from jupyter_book.cli.main import main; main()"  # it has no __main__
+    failed = subprocess.run([sys.executable, "-c", start_it, *build], cwd=folder).returncode != 0
     pages = len(list(built.glob("html/[bn]*/**/*.html")))
+    failed |= pages == 0
     print(f"linviz book: {pages} pages in {time.monotonic() - start:.0f} s")
     print("FAILED" if failed else f"The book: {built / 'html' / 'index.html'}", flush=True)
     return failed

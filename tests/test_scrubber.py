@@ -297,9 +297,9 @@ def test_dollars_are_letters():
     ],
 )
 def test_the_readers_settings_do_not_change_a_picture(settings):
-    before = every_panel()._stills()[1]
+    before = every_panel()._repr_mimebundle_()["image/png"]
     with matplotlib.rc_context(settings):
-        assert every_panel()._stills()[1] == before
+        assert every_panel()._repr_mimebundle_()["image/png"] == before
 
 
 def test_a_drawing_that_fails_leaves_no_figure_open(tmp_path):

@@ -1,9 +1,11 @@
 """The pictures: what is measured, by numbers; what is drawn, by artists, never by pixels."""
 
 import importlib.util
+import io
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 
@@ -392,3 +394,23 @@ def test_a_curve_without_a_number_above_zero_has_no_logarithm():
         viz.crossing([1.0, 2.0], [0.0, 1.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="at: wanted one step or more"):
         viz.frames(5, at=[])
+
+
+def test_lines_of_a_formula_are_set_one_by_one(capfd):
+    def draw():
+        fig = plt.figure(figsize=(2, 2))
+        fig.text(0.1, 0.5, "the first line\n$S_t$ in the second\nand $5 in the third")
+        return fig
+
+    fig = viz.Picture(draw, alt="words").figure()
+    fig.savefig(io.BytesIO(), format="svg")
+    said = "".join(capfd.readouterr())
+    assert "glyph" not in said
+
+
+def test_the_book_asks_for_an_svg(monkeypatch):
+    picture = viz.panels({"a": np.eye(3)})
+    assert "image/svg+xml" not in picture._repr_mimebundle_()
+    monkeypatch.setenv("LINVIZ_SVG", "1")
+    svg = ElementTree.fromstring(picture._repr_mimebundle_()["image/svg+xml"])
+    assert svg.tag.endswith("svg") and len(list(svg.iter())) > 20

@@ -76,7 +76,7 @@ def finish_page(app, document):
             name = cell["cell_metadata"].get("figure", ids[cell["cell_index"]])
             figures = [bundle for bundle in cell.findall(nodes.container) if is_figure(bundle)]
             for i, bundle in enumerate(figures, 1):
-                anchor = f"fig-{name}" + f"-{i}" * (i > 1)
+                anchor = f"fig{i if i > 1 else ''}-{name}"
                 place = nodes.container(ids=[anchor], classes=["figure-place"])
                 bundle.replace_self(place)
                 link = f'<a href="#{anchor}">#{anchor}</a>'

@@ -152,7 +152,8 @@ def literal(text: Text) -> None:
     """Take a text with dollars as it is, unless it is a formula: names and tokens may have any."""
     if "$" in text.get_text():
         try:
-            MathTextParser("path").parse(text.get_text())
+            for line in text.get_text().splitlines():  # matplotlib too sets line by line
+                MathTextParser("path").parse(line)
         except ValueError:
             text.set_parse_math(False)
 
@@ -213,12 +214,12 @@ class Picture:
                 literal(text)
             return fig
 
-    def _stills(self) -> tuple[str, bytes]:
+    def _stills(self, light: Figure) -> tuple[str, bytes]:
         """Both themes' images as HTML, and the light one as PNG."""
         words, tags = html.escape(self.alt), []
         kind, mime = ("svg", "svg+xml") if self.vector else ("png", "png")
         for theme in ("light", "dark"):
-            fig = self.figure(theme)
+            fig = light if theme == "light" else self.figure(theme)
             image = render(fig, kind)
             if theme == "light":
                 png = render(fig, "png") if self.vector else image
@@ -241,15 +242,16 @@ class Picture:
 
     def html(self) -> str:
         """The picture as one self-contained piece of HTML, for light and dark pages."""
-        return self._html(self._stills()[0])
+        return self._html(self._stills(self.figure())[0])
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         """HTML, and a PNG and words for what cannot show HTML."""
-        stills, png = self._stills()
+        light = self.figure()
+        stills, png = self._stills(light)
         encoded = b64encode(png).decode()
         bundle = {"text/html": self._html(stills), "image/png": encoded, "text/plain": repr(self)}
         if os.environ.get("LINVIZ_SVG"):  # the book asks for it, to offer it beside the figure
-            bundle["image/svg+xml"] = self._bytes("svg", "light").decode()
+            bundle["image/svg+xml"] = render(light, "svg").decode()
         return bundle
 
     def save(self, path: str | FilePath, theme: str = "light") -> FilePath:

@@ -199,9 +199,9 @@ class Scrubber(Picture):
         """Milliseconds between two steps: about ten seconds for all, and never a flicker."""
         return int(np.clip(10_000 / len(self.steps), 60, 500))
 
-    def _stills(self) -> tuple[str, bytes]:
+    def _stills(self, light: Figure) -> tuple[str, bytes]:
         """The moving HTML, and a still PNG."""
-        return self._body(), render(self.figure(), "png")
+        return self._body(), render(light, "png")
 
     def html(self) -> str:
         """The figure as one self-contained piece of HTML, for light and dark pages."""
