@@ -2,7 +2,7 @@
 
 import os
 import re
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import nbformat
@@ -30,6 +30,9 @@ OPEN = """<p class="open-in">
 Open in JupyterLab</a>
 <a href="{up}_sources/{page}.ipynb" download>Download</a>
 </p>"""
+
+
+EQUATION = re.compile(r"^ {4}\((\w+)\) +(.*(?:\n {5,}\S.*)*)", re.MULTILINE)
 
 
 def glyph(letter: str) -> str:
@@ -79,7 +82,7 @@ def finish_page(app, document):
                 anchor = f"fig{i if i > 1 else ''}-{name}"
                 place = nodes.container(ids=[anchor], classes=["figure-place"])
                 bundle.replace_self(place)
-                link = f'<a href="#{anchor}">#{anchor}</a>'
+                link = f'<a href="#{anchor}" title="#{anchor}">Link to this figure</a>'
                 svg = f'<a href="{up}{write_svg(app, bundle, page, anchor)}" download>SVG</a>'
                 place += [bundle, raw(f'<p class="figure-links">{link} {svg}</p>')]
     if Path(app.env.doc2path(page)).suffix == ".ipynb":
@@ -112,7 +115,7 @@ def docstring(app, what, name, obj, options, lines):
     """A docstring of ours, which is plain text, as reStructuredText.
 
     Of a room the equations become formulas and the glossary a table; other indented lines stay as
-    they are written.
+    they are written. Text that is indented and numbered, "(E1)  latex", is an equation too.
     """
     if what in ("property", "attribute") and lines:
         lines[0] = lines[0].replace(": ", " – ")  # Napoleon would take the words before for a type
@@ -123,19 +126,33 @@ def docstring(app, what, name, obj, options, lines):
     for part in re.split(r"\n\n(?=\S)", "\n".join(lines)):
         if part.startswith("Equations"):
             for x in read_equations(part):
-                rst += [".. math::", "", rf"   {x.latex} \tag{{{x.number}}}", ""]
+                rst += formula(x.number, x.latex)
         elif part.startswith("Glossary"):
             rst += [".. list-table::", "   :header-rows: 1", ""]
             rst += ["   * - letter", "     - the paper's", "     - shape", "     - meaning"]
             for letter, paper, shape, meaning in read_glossary(part):
-                rst += [f"   * - ``{letter}``", f"     - ``{paper}``", f"     - {shape}"]
+                rst += [f"   * - ``{letter}``", f"     - ``{paper}``", f"     - ``{shape}``"]
                 rst += [f"     - {plain(meaning)}"]
         else:
             for indented, block in groupby(part.splitlines(), lambda line: line[:1] in " "):
                 block = list(block)
-                rst += ["", "::", "", *block, ""] if indented else map(plain, block)
+                found = EQUATION.findall("\n".join(block))
+                if found:
+                    rst += chain(*(formula(number, latex) for number, latex in found))
+                else:
+                    rst += ["", "::", "", *block, ""] if indented else map(plain, block)
         rst.append("")
     lines[:] = rst
+
+
+def formula(number, latex) -> list[str]:
+    """A numbered formula."""
+    return ["", ".. math::", "", rf"   {' '.join(latex.split())} \tag{{{number}}}", ""]
+
+
+def skip(app, what, name, obj, skipped, options):
+    """Leave out the fields of named tuples: the class has said what they are."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
 
 
 def plain(line: str) -> str:
@@ -150,5 +167,6 @@ def setup(app):
     app.connect("builder-inited", start)
     app.connect("doctree-read", finish_page)
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before Napoleon
+    app.connect("autodoc-skip-member", skip)
     app.add_css_file("inks.css")
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -10,8 +10,8 @@ Equations:
          S_t = \operatorname{diag}(a_t) S_{t-1} + k_t u_t^\top , \qquad u_t = \beta_t e_t .
 
 So the state is that of a decayed linear attention with u in the place of v. For all times at once
-the rows of U depend on each other through a unit lower triangular system. With E_{ij}(x, y) =
-\sum_c x_{ic} y_{jc} \exp \sum_{m=j+1}^{i} g_{mc} and G the sum of g over [1, i],
+the rows of U depend on each other through a unit lower triangular system. With E_ij(x, y) the sum
+over c of x_ic y_jc times e to the sum of g_mc over (j, i], and G the sum of g over [1, i],
     (4)  \bigl(I + \operatorname{stril}(\operatorname{diag}(\beta) E(K, K))\bigr) U
          = \operatorname{diag}(\beta) \bigl(V - (K \odot e^{G}) S_0\bigr)
     (5)  O = (Q \odot e^{G}) S_0 + \operatorname{tril}(E(Q, K))\, U

@@ -54,7 +54,7 @@ def decayed_scores(
     g: Float[Tensor, "... t _"],
     before: Sequence[bool] = (False, False),
 ) -> Decayed:
-    r"""Weights A_ij = \sum_c q_ic k_jc \exp \sum_{j<m\le i} g_mc for each reader q and writer k.
+    r"""Weigh each writer k for each reader q: A_ij, the sum over c of q_ic k_jc faded over (j, i].
 
     One gate per time (g has one channel): a product of two matrices, times (E1).
 

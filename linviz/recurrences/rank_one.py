@@ -5,9 +5,9 @@ Equations:
          \qquad y_t = S_{t-1}^\top a_t
     (2)  o_t = S_t^\top q_t
 
-The lookup y_t reads the state before it decays. The delta rule is the case a = -e^{w} \odot k, b =
-\beta k with \beta k written. With E_{ij}(x, y) = \sum_c x_{ic} y_{jc} \exp \sum_{m=j+1}^{i} w_{mc},
-E' the same with the sum over (j, i-1], G the sum of w over [1, i] and G' that over [1, i-1],
+The lookup y_t reads the state before it decays. The delta rule is the case a = -e^w k, b = beta k
+with beta k written. With E_ij(x, y) the sum over c of x_ic y_jc times e to the sum of w_mc over
+(j, i], E' the same with (j, i-1], G the sum of w over [1, i] and G' that over [1, i-1],
     (3)  \bigl(I - \operatorname{stril} E'(A, B)\bigr) Y
          = \operatorname{stril} E'(A, K)\, V + (A \odot e^{G'}) S_0
     (4)  O = (Q \odot e^{G}) S_0 + \operatorname{tril} E(Q, K)\, V + \operatorname{tril} E(Q, B)\, Y

@@ -413,7 +413,7 @@ def panels(
         fig, axes = plt.subplots(
             lines,
             columns,
-            figsize=((width + bars) * columns + 0.7, (tall + 0.4) * lines + 0.2),
+            figsize=((width + bars) * columns + 0.7, (tall + 0.5) * lines + 0.3),
             layout="constrained",
             squeeze=False,
         )
