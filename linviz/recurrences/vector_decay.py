@@ -10,8 +10,8 @@ Equations:
 
 With a bonus u the reader comes before the writer, and its own token is weighted by u instead:
     (5)  o_t = (S_{t-1} + \operatorname{diag}(u)\, k_t v_t^\top)^\top q_t
-so that the exponents of (3) end at i-1, the mask is strict, and the sum over c of q_ic u_c k_ic stands
-on the diagonal.
+so that the exponents of (3) end at i-1, the mask is strict, and the sum over c of
+q_ic u_c k_ic stands on the diagonal.
 
 q, k, g [B, T, H, K], v [B, T, H, V], u [H, K], S [B, H, K, V]. q is not scaled.
 """
