@@ -83,7 +83,7 @@ def finish_page(app, document):
                 place = nodes.container(ids=[anchor], classes=["figure-place"])
                 bundle.replace_self(place)
                 link = f'<a href="#{anchor}" title="#{anchor}">Link to this figure</a>'
-                svg = f'<a href="{up}{write_svg(app, bundle, page, anchor)}" download>SVG</a>'
+                svg = f'<a href="{up}{write_svg(app, bundle, page, anchor)}">SVG</a>'
                 place += [bundle, raw(f'<p class="figure-links">{link} {svg}</p>')]
     if Path(app.env.doc2path(page)).suffix == ".ipynb":
         repo = app.config.html_theme_options["repository_url"].split("github.com/")[1]
