@@ -109,7 +109,7 @@ def test_pictures_have_words_anchors_and_an_svg(name):
         assert not re.search(r"\b[0-9a-f]{8}\b", anchor), f"{anchor}: give the cell a name"
         assert place.select_one(f'a[href="#{anchor}"]')
         svg = SITE / "_figures" / name / f"{anchor}.svg"
-        assert place.select_one(f'a[download][href$="_figures/{name}/{svg.name}"]'), anchor
+        assert place.select_one(f'a[href$="_figures/{name}/{svg.name}"]'), anchor
         assert len(ElementTree.parse(svg).findall(".//{http://www.w3.org/2000/svg}path")) > 2, svg
 
 
