@@ -114,8 +114,8 @@ FAULTS = [
     Fault(
         "half precision inside",
         "mechanism.py",
-        "wide, wide_parts, kind = inputs, parts, torch.float32",
-        "wide, wide_parts, kind = inputs, parts, torch.float16",
+        "torch.promote_types, kinds, torch.float32)",
+        "torch.promote_types, kinds, torch.float16)",
     ),
     Fault(
         "fold forgets the state", "mechanism.py", "S=S, **bound.kwargs)", "S=None, **bound.kwargs)"
