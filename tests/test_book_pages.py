@@ -4,6 +4,7 @@ Their code runs when the book is built; here only what can be read off the sourc
 """
 
 import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import linviz as lv
+from linviz import viz
+from linviz.viz import Explorer, Picture, Scrubber
 from linviz.viz.ink import INK
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +124,38 @@ def test_terms_in_two_languages():
     for english, chinese, meaning in rows:
         assert re.search(r"[\u4e00-\u9fff]|kept", chinese), english
         assert english.isascii() and meaning
+
+
+# ---------------------------------------------------------------------- reference and gallery
+
+
+def test_the_reference_names_everything():
+    text = {path.stem: path.read_text(encoding="utf-8") for path in (BOOK / "api").glob("*.rst")}
+    kinds = r"^\.\. auto(?:class|data|function):: (\w+)$"
+    assert sorted(re.findall(kinds, text["viz"], re.M)) == sorted(viz.__all__)
+    rooms = re.findall(r"automodule:: linviz\.mechanisms\.(\w+)", text["mechanisms"])
+    assert rooms == list(lv.registry.names)
+    engines = re.findall(r"automodule:: linviz\.recurrences\.(\w+)", text["recurrences"])
+    assert sorted(engines) == sorted(
+        path.stem for path in (ROOT / "linviz" / "recurrences").glob("[a-z]*.py")
+    )
+    core = {*re.findall(kinds, text["core"], re.M)}
+    assert {*lv.__all__} - {*lv.registry.names, "registry"} <= core
+
+
+def test_the_gallery_has_every_picture():
+    code = "\n".join(
+        cell for path in (ROOT / "notebooks").glob("gallery*.ipynb") for cell in cells(path)
+    )
+    pictures = {
+        name
+        for name in viz.__all__
+        if not isinstance(getattr(viz, name), type)
+        and callable(getattr(viz, name))
+        and inspect.signature(getattr(viz, name)).return_annotation in (Picture, Scrubber, Explorer)
+    }
+    assert len(pictures) > 30
+    assert {name for name in pictures if not re.search(rf"viz\.{name}\b", code)} == set()
 
 
 # ----------------------------------------------------------------------------------- teaching
