@@ -26,7 +26,7 @@ from torch import Tensor
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)  # e^x = 2^(x log2 e): exp2 is an instruction
 KINDS = (torch.float32, torch.float16, torch.bfloat16)
 CHANNELS = 256  # key channels, and value channels, that fit on chip
-WHOLE = 64  # a segment is a multiple of it, and it of every chunk
+KEEP = 256  # tokens between two states that are kept for the gradient of gates
 SEGMENT = 1024  # tokens that a segment has at least: shorter, and its states outweigh its tokens
 
 
@@ -46,9 +46,13 @@ def stand(T, H, L, TILES: tl.constexpr, REVERSE: tl.constexpr):
 
 
 @triton.jit
-def walk(o_t, n, REVERSE: tl.constexpr):
-    """The rows of a segment's tokens in the order of walking, and which of them exist."""
-    return n - 1 - o_t if REVERSE else o_t, o_t < n
+def walk(o_t, n, C: tl.constexpr, REVERSE: tl.constexpr):
+    """The rows of a segment's tokens in the order of walking, and which of them exist.
+
+    Backward, the chunk that is not full comes first: chunks have the same borders both ways.
+    """
+    r = tl.cdiv(n, C) * C - 1 - o_t if REVERSE else o_t
+    return r, r < n
 
 
 @triton.jit
@@ -139,9 +143,10 @@ def interpreted() -> bool:
     return not isinstance(join, triton.runtime.JITFunction)
 
 
-def last(starts: Tensor, end: Tensor) -> Tensor:
-    """The states [B, H, N, K, V] after each segment, from those that enter it and the last one."""
-    return torch.cat([starts[:, :, 1:], end[:, :, None]], 2)
+def kept(k: Tensor, v: Tensor) -> Tensor:
+    """Room for the states before times 0, KEEP, 2 KEEP, ..., and for the one at the end."""
+    (B, T, H, K), V = k.shape, v.shape[3]
+    return k.new_empty(B, H, triton.cdiv(T, KEEP) + 1, K, V)
 
 
 def ready(*tensors: Tensor) -> list[Tensor]:
@@ -170,9 +175,9 @@ def pieces(x: Tensor) -> list[slice]:
     return [slice(n, n + width) for n in range(0, x.shape[3], width)]
 
 
-def add(parts: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Each result added up over the parts that slices of channels make."""
-    return [None if x[0] is None else sum(x[1:], x[0]) for x in zip(*parts, strict=True)]
+def add(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """What slices of channels make together; None where there is nothing."""
+    return None if parts[0] is None else sum(parts[1:], parts[0])
 
 
 def strides(*tensors: Tensor | None) -> list[int]:
@@ -186,7 +191,7 @@ def padded(n: int) -> int:
 
 
 def segment_length(T: int, programs: int, tensors: Sequence[Tensor], segments: int | None) -> int:
-    """Tokens a segment: all of them if the programs fill the chip, else a part.
+    """Tokens a segment, a multiple of KEEP: all if the programs fill the chip, else a part.
 
     Args:
         T: tokens.
@@ -198,8 +203,8 @@ def segment_length(T: int, programs: int, tensors: Sequence[Tensor], segments: i
         wanted = 2 * processors(tensors[0].device) // max(programs, 1)
         segments = max(1, min(wanted, T // SEGMENT))
     reach = 2**31 // max(max(x.stride(1), x.shape[2] * x.shape[3]) for x in tensors)
-    length = min(triton.cdiv(T, segments), reach - WHOLE)
-    return triton.cdiv(length, WHOLE) * WHOLE
+    length = min(triton.cdiv(T, segments), reach - KEEP)
+    return triton.cdiv(length, KEEP) * KEEP
 
 
 @functools.cache
@@ -217,13 +222,15 @@ def target(device: torch.device) -> int:
     return {9: 90, 10: 100}.get(major, 80)
 
 
-def fitting(
-    configs: Sequence[Config], channels: int, kind: torch.dtype, device: torch.device
-) -> list[Config]:
+def narrowest(configs: Sequence[Config], channels: int, bits: int, target: int) -> list[Config]:
     """The configurations for so many channels that are not cut, the likeliest first."""
-    bits, place = 8 * kind.itemsize, target(device)
-    fit = [c for c in configs if channels <= c.most and bits == c.bits and place in c.targets]
+    fit = [c for c in configs if channels <= c.most and bits == c.bits and target in c.targets]
     return [c for c in fit if c.most == min(c.most for c in fit)]
+
+
+def fitting(configs: Sequence[Config], channels: int, x: Tensor) -> list[Config]:
+    """Those for the type and the device of x."""
+    return narrowest(configs, channels, 8 * x.dtype.itemsize, target(x.device))
 
 
 CHOSEN: dict[tuple, Config] = {}
@@ -231,7 +238,7 @@ CHOSEN: dict[tuple, Config] = {}
 
 def pick(configs: Sequence[Config], channels: int, x: Tensor, key: tuple, run: Callable) -> Any:
     """Run with the configuration that was fastest when this key was first met; T is not in it."""
-    fit = fitting(configs, channels, x.dtype, x.device)
+    fit = fitting(configs, channels, x)
     key = (key, x.dtype, x.device)
     if len(fit) > 1 and key not in CHOSEN and x.is_cuda:
         if torch.cuda.is_current_stream_capturing():

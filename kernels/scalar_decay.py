@@ -20,9 +20,11 @@ The gradients are the same recurrence with its letters exchanged, so one kernel 
     dk = sweep(v, do, q)    from dS_T^T     backward
     dv = sweep(k, q, do)    from dS_T       backward, and it ends with dS_0
 
-A gate weighs every pair of a reader after it and a writer before it. With x_i = q_i . dq_i and
+A gate weighs every pair of a reader from its time on and a writer before. With x_i = q_i . dq_i and
 y_j = k_j . dk_j, both without the pair of a token with itself, the gradient of the gate of time m
-is the sum of x - y over all times from m on, and S_T . dS_T for what is read after the end.
+is the sum of x - y from m on to some later time e, and S_e . dS_e for what is read after e. The
+sweep for dq stores S every KEEP tokens, and the one for dk its own state, which is dS: a sum over
+the whole sequence would lose in rounding what it gains in cancelling.
 """
 
 import torch
@@ -33,11 +35,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linviz.kernels.launch import (
+    KEEP,
     LOG2E,
     Config,
+    add,
     check,
     join,
-    last,
+    kept,
     padded,
     pick,
     pieces,
@@ -98,7 +102,7 @@ def ends(
     b_S = tl.zeros([BV, BK], tl.float32)
     b_total = 0.0
     for i_t in range(0, n, C):
-        r, m = walk(i_t + o_c, n, REVERSE)
+        r, m = walk(i_t + o_c, n, C, REVERSE)
         b_k = tl.load(k + (r[:, None] * k_t + o_k), mask=m[:, None] & m_k, other=0.0)  # [C, BK]
         b_v = tl.load(v + (r[:, None] * v_t + o_v), mask=m[:, None] & m_v, other=0.0)  # [C, BV]
         if DECAY != NONE:
@@ -116,12 +120,12 @@ def ends(
 
 @triton.jit
 def sweep(
-    q, k, v, g, w, S, o, end, x,
+    q, k, v, g, w, S, o, end, x, keep,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, w_b, w_t, w_h, T, H, L, BTH,
     K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, REVERSE: tl.constexpr,
-    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Outputs o; the state at the end, if wanted; and x, if w is given (see above)."""
+    """Outputs o; the state at the end, if wanted; with w also x and states to keep (see above)."""
     i_v, i_b, i_h, i_segment, row, n = stand(T, H, L, tl.cdiv(V, BV), REVERSE)
     o_c, o_k, o_v = tl.arange(0, C), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     m_k, m_v = o_k < K, o_v < V
@@ -138,11 +142,17 @@ def sweep(
     if w is not None:
         w += i_b * w_b + i_h * w_h + row * w_t
         x += i_v * BTH + (i_b * T + row) * H + i_h
+        i_keep = (i_b * H + i_h) * (tl.cdiv(T, KEEP) + 1) + row // KEEP
     i_state = (i_b * H + i_h) * tl.cdiv(T, L) + i_segment
     o_s, m_s = o_k[None, :] * V + o_v[:, None], m_k[None, :] & m_v[:, None]
     b_S = tl.load(S + i_state * K * V + o_s, mask=m_s, other=0.0)  # [BV, BK]
     for i_t in range(0, n, C):
-        r, m = walk(i_t + o_c, n, REVERSE)
+        if w is not None:
+            i_border = tl.cdiv(n, C) * C - i_t if REVERSE else i_t
+            if (i_t == 0) | (i_border % KEEP == 0):
+                o_keep = (i_keep + tl.cdiv(i_border, KEEP)) * K * V + o_s
+                tl.store(keep + o_keep, b_S.to(keep.dtype.element_ty), mask=m_s)
+        r, m = walk(i_t + o_c, n, C, REVERSE)
         m_tk, m_tv = m[:, None] & m_k, m[:, None] & m_v
         b_q = tl.load(q + (r[:, None] * q_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
         b_k = tl.load(k + (r[:, None] * k_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
@@ -178,7 +188,7 @@ ALL = (80, 90, 100)
 CONFIGS = (
     Config(32, 64, 4, 2, 64, 16, ALL, "a small head: one tile, and room for several programs"),
     Config(32, 128, 8, 2, 128, 16, (90, 100), "all of V in one program: q and k are read once"),
-    Config(32, 64, 4, 2, 128, 16, ALL, "two tiles: twice the programs, and two fit side by side"),
+    Config(16, 64, 4, 2, 128, 16, ALL, "two tiles: twice the programs, and two fit side by side"),
     Config(32, 64, 8, 2, 128, 16, (80, 90), "two tiles, more warps: more to do while some wait"),
     Config(16, 64, 8, 3, 256, 16, ALL, "the widest state; short chunks leave it the registers"),
     Config(32, 32, 8, 2, 256, 16, (80, 90), "longer chunks, narrower tiles"),
@@ -202,24 +212,20 @@ def run(q, k, v, g, S=None, *, reverse=False, w=None, wants_end=True, segments=N
         config: one of CONFIGS; None chooses.
 
     Returns:
-        o [B, T, H, V]; the state at the end [B, H, K, V] or None; the states that enter the
-        segments [B, H, N, K, V]; x [B, T, H], the sum over v of w o without a token's own part.
+        o [B, T, H, V]; the state at the end [B, H, K, V] or None; how many segments there were;
+        and with w x [B, T, H], the sum over v of w o without a token's own part, and the states
+        [B, H, n, K, V] at times 0, KEEP, 2 KEEP, ... and the end (the first or last walked to is
+        not among them).
     """
     q, k, v = ready(q, k, v)
     (B, T, H, K), V = k.shape, v.shape[3]
     decay = NONE.value if g is None else FIXED.value if g.ndim == 1 else DATA.value
     if config is None:
-        again = {"reverse": reverse, "w": w, "wants_end": wants_end, "segments": segments}
-        if len(pieces(q)) > 1:  # key channels add up
-            parts = [
-                run(q[..., c], k[..., c], v, g, None if S is None else S[:, :, c], **again)
-                for c in pieces(q)
-            ]
-            o, end, starts, x = zip(*parts, strict=True)
-            end, starts = torch.cat(end, 2) if wants_end else None, torch.cat(starts, 3)
-            return sum(o[1:], o[0]), end, starts, None if w is None else sum(x[1:], x[0])
+        how = {"reverse": reverse, "w": w, "wants_end": wants_end, "segments": segments}
+        if len(pieces(q)) > 1:
+            return in_pieces(q, k, v, g, S, how)
         key = (sweep, K, V, decay, reverse, w is None)
-        return pick(CONFIGS, K, q, key, lambda c: run(q, k, v, g, S, config=c, **again))
+        return pick(CONFIGS, K, q, key, lambda c: run(q, k, v, g, S, config=c, **how))
     C, BV, BK = config.chunk, config.tile, padded(K)
     tiles = triton.cdiv(V, BV)
     L = segment_length(T, B * H * tiles, (q, k, v), segments)
@@ -229,17 +235,29 @@ def run(q, k, v, g, S=None, *, reverse=False, w=None, wants_end=True, segments=N
     fixed = {"K": K, "V": V, "DECAY": decay, "REVERSE": reverse, "C": C, "BK": BK, "BV": BV}
     fixed |= {"num_warps": config.warps, "num_stages": config.stages}
     grid = (B * H * N * tiles,)
-    starts = S[:, :, None]
+    starts = S
     if N > 1:
         starts, total = S.new_empty(B, H, N, K, V), S.new_empty(B, H, N)
         ends[grid](k, v, g, starts, total, *strides(k, v, g), T, H, L, **fixed)
         join[B * H, triton.cdiv(K, 32), triton.cdiv(V, 32)](S, starts, total, N, K, V, 1, 32, 32)
     o = v.new_empty(B, T, H, V)
     end = S.new_empty(B, H, K, V) if wants_end else None
-    x = None if w is None else S.new_empty(tiles, B, T, H)
+    x = keep = None
+    if w is not None:
+        x, keep = S.new_empty(tiles, B, T, H), kept(k, v)
     numbers = (*strides(q, k, v, g, w), T, H, L, B * T * H)
-    sweep[grid](q, k, v, g, w, starts, o, end, x, *numbers, **fixed)
-    return o, end, starts, None if x is None else x.sum(0)
+    sweep[grid](q, k, v, g, w, starts, o, end, x, keep, *numbers, KEEP=KEEP, **fixed)
+    return o, end, N, x if x is None else x.sum(0), keep
+
+
+def in_pieces(q, k, v, g, S, how):
+    """`run` over slices of the key channels, which add up."""
+    parts = [
+        run(q[..., c], k[..., c], v, g, None if S is None else S[:, :, c], **how) for c in pieces(q)
+    ]
+    o, end, N, x, keep = zip(*parts, strict=True)
+    end = torch.cat(end, 2) if how["wants_end"] else None
+    return add(o), end, N[0], add(x), None if how["w"] is None else torch.cat(keep, 3)
 
 
 class ScalarDecay(torch.autograd.Function):
@@ -247,9 +265,8 @@ class ScalarDecay(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, g, S, segments):  # noqa: D102
-        o, end, starts, _ = run(q, k, v, g, S, segments=segments)
+        o, end, ctx.segments, _, _ = run(q, k, v, g, S, segments=segments)
         ctx.save_for_backward(q, k, v, g, S, end)
-        ctx.segments = starts.shape[2]
         return o.to(v.dtype), end
 
     @staticmethod
@@ -257,35 +274,33 @@ class ScalarDecay(torch.autograd.Function):
     def backward(ctx, do, dS):  # noqa: D102
         q, k, v, g, S, end = ctx.saved_tensors
         gates = ctx.needs_input_grad[3]
-        how = {"segments": ctx.segments}
-        dq, _, starts, x = run(
-            do, v, k, g, None if S is None else S.mT, w=q if gates else None, wants_end=False, **how
-        )
-        dk, _, later, y = run(
-            v, do, q, g, dS.mT, reverse=True, w=k if gates else None, wants_end=False, **how
-        )
-        dv, dS_0, _, _ = run(k, q, do, g, dS, reverse=True, **how)
+        wq, wk = (q, k) if gates else (None, None)
+        how = {"segments": ctx.segments, "wants_end": False}
+        S_0 = None if S is None else S.mT
+        dq, _, _, x, states = run(do, v, k, g, S_0, w=wq, **how)
+        dk, _, _, y, gradients = run(v, do, q, g, dS.mT, w=wk, reverse=True, **how)
+        dv, dS_0, *_ = run(k, q, do, g, dS, segments=ctx.segments, reverse=True)
         dg = None
         if gates:
-            dg = gate_gradient(x - y, last(starts, end.mT), later.flip(2)).to(g.dtype)
+            states[:, :, -1] = end.mT
+            dg = gate_gradient(x - y, states[:, :, 1:], gradients[:, :, 1:]).to(g.dtype)
             dg = dg.sum((0, 1)) if g.ndim == 1 else dg
         dS_0 = None if S is None else dS_0.to(S.dtype)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, dS_0, None
 
 
-def gate_gradient(d: Tensor, after: Tensor, gradient: Tensor) -> Tensor:
-    """The sum of d [B, T, H] from each time to the end of its segment, and what comes after it.
+def gate_gradient(d: Tensor, S: Tensor, dS: Tensor) -> Tensor:
+    """The sum of d from each time to the next state that was kept, and S . dS there.
 
     Args:
-        d: x - y, see above.
-        after: the states after each segment [B, H, N, ...].
-        gradient: the gradients for them.
+        d: x - y [B, T, H], see above.
+        S: the states at times KEEP, 2 KEEP, ... and at the end [B, H, n, ...].
+        dS: their gradients.
     """
-    T, N = d.shape[1], after.shape[2]
-    L = triton.cdiv(triton.cdiv(T, N), 64) * 64
-    d = F.pad(d, (0, 0, 0, N * L - T)).unflatten(1, (N, L))
-    beyond = (after * gradient).sum((-2, -1)).mT[:, :, None]  # [B, N, 1, H]
-    return (d.flip(2).cumsum(2).flip(2) + beyond).flatten(1, 2)[:, :T]
+    T, n = d.shape[1], S.shape[2]
+    after = torch.einsum("bhnvk,bhnvk->bnh", S, dS)[:, :, None].float()
+    d = F.pad(d, (0, 0, 0, n * KEEP - T)).unflatten(1, (n, KEEP))
+    return (d.flip(2).cumsum(2).flip(2) + after).flatten(1, 2)[:, :T]
 
 
 @torch.compiler.disable

@@ -29,10 +29,12 @@ channels of a score, as in (3); in `gated_values` they stand on the channels of 
     dk_j = sum_i (do_i . v_j) q_i faded over (j, i]      gated_values(v, do, q)   backward
     dv_j = sum_i (q_i . k_j faded over (j, i]) do_i      gated_scores(k, q, do)   backward
 
-The gradient of a gate is the sum of x - y over all times from its own on, x_i = q_i dq_i and
-y_j = k_j dk_j channel by channel, both without the pair of a token with itself: x is kept by the
-sweep for dq, and the sweep for dk, which comes from the end, adds up. What is read beyond a segment
-is S . dS at its end. With a bonus u, (5), a token reads before its gate: x then counts from m + 1.
+The gradient of the gate of time m, channel by channel, is the sum of x - y from m on to some later
+time e, x_i = q_i dq_i and y_j = k_j dk_j, both without the pair of a token with itself, and
+S_e . dS_e for what is read after e. The sweep for dq stores x, and S every KEEP tokens; the sweep
+for dk, which comes from the end, adds up, anew from every S that was kept: a sum over the whole
+sequence would lose in rounding what it gains in cancelling. With a bonus u, (5), a token is read
+before its gate, so x counts from m + 1.
 """
 
 import torch
@@ -42,13 +44,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linviz.kernels.launch import (
+    KEEP,
     LOG2E,
     Config,
     add,
     check,
     fitting,
     join,
-    last,
+    kept,
     padded,
     pick,
     pieces,
@@ -98,14 +101,14 @@ def ends(
     b_S = tl.zeros([BV, BK], tl.float32)
     b_total = tl.zeros([BK], tl.float32)
     for i_t in range(0, n, C):
-        r, m = walk(i_t + o_c, n, REVERSE)
+        r, m = walk(i_t + o_c, n, C, REVERSE)
         m_tk = m[:, None] & m_k
         b_k = tl.load(k + (r[:, None] * k_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
         b_v = tl.load(v + (r[:, None] * v_t + o_v), mask=m[:, None] & m_v, other=0.0)  # [C, BV]
         b_g = tl.load(g + (r[:, None] * g_t + o_k), mask=m_tk, other=0.0).to(tl.float32) * LOG2E
         b_all = tl.sum(b_g, 0)
         if BONUS or not REVERSE:  # a writer fades from the token after it
-            r, m = walk(i_t + o_c + 1, n, REVERSE)
+            r, m = walk(i_t + o_c + 1, n, C, REVERSE)
             m_tk = (m & (o_c + 1 < C))[:, None] & m_k
             b_g = tl.load(g + (r[:, None] * g_t + o_k), mask=m_tk, other=0.0).to(tl.float32) * LOG2E
         b_k = (b_k * tl.exp2(tl.cumsum(b_g, 0, reverse=True))).to(b_v.dtype)
@@ -145,7 +148,7 @@ def gated_scores(
     o_s, m_s = o_k[None, :] * V + o_v[:, None], m_k[None, :] & m_v[:, None]
     b_S = tl.load(S + i_state * K * V + o_s, mask=m_s, other=0.0)  # [BV, BK]
     for i_t in range(0, n, C):
-        r, m = walk(i_t + o_c, n, REVERSE)
+        r, m = walk(i_t + o_c, n, C, REVERSE)
         m_tk, m_tv = m[:, None] & m_k, m[:, None] & m_v
         b_q = tl.load(q + (r[:, None] * q_t + o_k), mask=m_tk, other=0.0).to(tl.float32)  # [C, BK]
         b_k = tl.load(k + (r[:, None] * k_t + o_k), mask=m_tk, other=0.0).to(tl.float32)  # [C, BK]
@@ -156,7 +159,7 @@ def gated_scores(
         b_w = tl.full([N, BK], 1.0, tl.float32)  # what the gates after writer j leave
         for back in tl.range(0, BC, loop_unroll_factor=UNROLL):
             j = BC - 1 - back
-            r_j, m_j = walk(i_t + o_n * BC + j, n, REVERSE)
+            r_j, m_j = walk(i_t + o_n * BC + j, n, C, REVERSE)
             m_j = m_j[:, None] & m_k
             b_a = tl.load(g + (r_j[:, None] * g_t + o_k), mask=m_j, other=0.0).to(tl.float32)
             b_a = tl.exp2(b_a * LOG2E)  # [N, BK]
@@ -190,10 +193,11 @@ def gated_scores(
 
 @triton.jit
 def gated_values(
-    q, k, v, g, u, w, beyond, S, o, x, dg, du,
+    q, k, v, g, u, w, S, o, x, keep, dg, du,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, w_b, w_t, w_h, T, H, L,
     K: tl.constexpr, V: tl.constexpr, REVERSE: tl.constexpr, BONUS: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, UNROLL: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    KEEP: tl.constexpr,
 ):  # fmt: skip
     """Outputs o [.., V] with gates on V; here q and k have the K channels that are not gated."""
     N: tl.constexpr = C // BC
@@ -218,12 +222,23 @@ def gated_values(
     if w is not None:
         w += i_b * w_b + i_h * w_h + row * w_t
         x += i_row * V
+        keep += ((i_b * H + i_h) * (tl.cdiv(T, KEEP) + 1) + row // KEEP) * K * V
         if REVERSE:
             dg += i_row * V
-            b_sum = tl.load(beyond + i_state * V + o_v, mask=m_v, other=0.0)
+            b_sum = tl.zeros([BV], tl.float32)
             b_du = tl.zeros([BV], tl.float32)
     for i_t in range(0, n, C):
-        r, m = walk(i_t + o_c, n, REVERSE)
+        if w is not None:
+            if REVERSE:
+                i_keep = tl.cdiv(n, C) * C - i_t  # the chunk ends before this row
+                if (i_t == 0) | (i_keep % KEEP == 0):
+                    o_keep = tl.cdiv(i_keep, KEEP) * K * V
+                    b_kept = tl.load(keep + o_keep + o_s, mask=m_s, other=0.0)
+                    b_sum = tl.sum(b_S * b_kept, 0)
+            elif i_t % KEEP == 0:
+                b_kept = b_S.to(keep.dtype.element_ty)
+                tl.store(keep + i_t // KEEP * K * V + o_s, b_kept, mask=m_s)
+        r, m = walk(i_t + o_c, n, C, REVERSE)
         m_tk, m_tv = m[:, None] & m_k, m[:, None] & m_v
         b_q = tl.load(q + (r[:, None] * q_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
         b_k = tl.load(k + (r[:, None] * k_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
@@ -237,7 +252,7 @@ def gated_values(
         b_w = tl.full([N, BV], 1.0, tl.float32)
         for back in tl.range(0, BC, loop_unroll_factor=UNROLL):
             j = BC - 1 - back
-            r_j, m_j = walk(i_t + o_n * BC + j, n, REVERSE)
+            r_j, m_j = walk(i_t + o_n * BC + j, n, C, REVERSE)
             m_j = m_j[:, None] & m_v
             b_a = tl.load(g + (r_j[:, None] * g_t + o_v), mask=m_j, other=0.0).to(tl.float32)
             b_a = tl.exp2(b_a * LOG2E)  # [N, BV]
@@ -264,8 +279,9 @@ def gated_values(
         if w is not None:
             b_y = tl.load(w + (r[:, None] * w_t + o_v), mask=m_tv, other=0.0).to(tl.float32)
             if REVERSE:
-                r_x = r + 1 if BONUS else r
-                m_x = m_tv & (r_x < n)[:, None]
+                r_x, m_x = r, m_tv
+                if BONUS:  # x counts from the next token on, as far as the next state that is kept
+                    r_x, m_x = r + 1, m_tv & ((r + 1 < n) & ((r + 1) % KEEP != 0))[:, None]
                 b_z = tl.load(x + (r_x[:, None] * (H * V) + o_v), mask=m_x, other=0.0) - b_y * b_o
                 b_z = tl.where(m_tv, b_z, 0.0)
                 tl.store(dg + (r[:, None] * (H * V) + o_v), b_sum + tl.cumsum(b_z, 0), mask=m_tv)
@@ -284,14 +300,16 @@ def gated_values(
 ALL = (80, 90, 100)
 SCORES = (
     Config(16, 64, 4, 2, 64, 16, ALL, "a small head; loads run ahead of the steps", 4, 4),
-    Config(16, 128, 8, 2, 128, 16, (90, 100), "a whole head: all is read once, ahead of use", 4, 4),
+    Config(16, 128, 8, 2, 128, 16, (90,), "a whole head: all is read once, ahead of use", 2, 2),
+    Config(16, 128, 8, 2, 128, 16, (100,), "the same with fewer merges: registers allow it", 4, 4),
     Config(16, 64, 4, 2, 128, 16, ALL, "two tiles; longer blocks save the products of a merge", 8),
     Config(16, 32, 8, 2, 256, 16, ALL, "the widest state", 8),
     Config(16, 16, 4, 2, 64, 32, ALL, "float32 takes three products for one", 8),
 )
 VALUES = (
-    Config(16, 32, 4, 2, 64, 16, ALL, "two tiles of a small head; loads run ahead", 4, 4),
+    Config(16, 32, 4, 2, 64, 16, (90, 100), "two tiles of a small head; loads run ahead", 4, 4),
     Config(16, 64, 4, 2, 64, 16, (90, 100), "one tile of a small head", 8),
+    Config(16, 32, 4, 2, 64, 16, (80,), "two tiles, with fewer steps written out", 8),
     Config(16, 128, 8, 2, 128, 16, (90, 100), "a whole head: all is read once", 8),
     Config(16, 32, 8, 2, 128, 16, ALL, "four tiles: four times the programs", 8),
     Config(16, 32, 8, 2, 256, 16, ALL, "the widest state", 8),
@@ -332,8 +350,8 @@ def scores(q, k, v, g, u, starts, L, *, reverse=False, wants_end=False, config=N
     return o, end
 
 
-def values(q, k, v, g, u, starts, L, *, reverse=False, w=None, x=None, beyond=None, config=None):
-    """Outputs [B, T, H, V] of `gated_values`; with w also x, or going back from x, dg and du.
+def values(q, k, v, g, u, starts, L, *, reverse=False, w=None, x=None, keep=None, config=None):
+    """Outputs [B, T, H, V] of `gated_values`; with w also x and keep, or back from them dg and du.
 
     Args:
         q: [B, T, H, K], K the channels without gates.
@@ -345,29 +363,29 @@ def values(q, k, v, g, u, starts, L, *, reverse=False, w=None, x=None, beyond=No
         L: tokens a segment.
         reverse: walk backward in time.
         w: [B, T, H, V], or None.
-        x: [B, T, H, V], what the sweep forward in time kept.
-        beyond: the gradient of the gates from after each segment [B, H, N, V].
+        x: [B, T, H, V], from the sweep forward in time.
+        keep: the states [B, H, n, V, K] that it kept, and the one at the end.
         config: one of VALUES; None chooses.
     """
     (B, T, H, K), V = k.shape, v.shape[3]
     if config is None:
-        again = {"reverse": reverse, "w": w, "x": x, "beyond": beyond}
+        again = {"reverse": reverse, "w": w, "x": x, "keep": keep}
         key = (gated_values, K, V, u is None, reverse, w is None)
         return pick(
             VALUES, K, q, key, lambda c: values(q, k, v, g, u, starts, L, config=c, **again)
         )
     o, dg, du = v.new_empty(B, T, H, V), None, None
     if w is not None and not reverse:
-        x = starts.new_empty(B, T, H, V)
+        x, keep = starts.new_empty(B, T, H, V), kept(v, k)
     if w is not None and reverse:
         dg, du = torch.empty_like(x), starts.new_empty(B, H, starts.shape[2], V)
     grid = (starts.shape[2] * B * H * triton.cdiv(V, config.tile),)
     numbers = (*strides(q, k, v, g, w), T, H, L)
     gated_values[grid](
-        q, k, v, g, u, w, beyond, starts, o, x, dg, du, *numbers,
-        BC=config.block, UNROLL=config.unroll, **fixed(K, V, u, reverse, config),
+        q, k, v, g, u, w, starts, o, x, keep, dg, du, *numbers,
+        BC=config.block, UNROLL=config.unroll, KEEP=KEEP, **fixed(K, V, u, reverse, config),
     )  # fmt: skip
-    return (o, dg, du) if reverse else (o, x)
+    return (o, dg, du) if reverse else (o, x, keep)
 
 
 def fixed(K, V, u, reverse, config):
@@ -409,7 +427,7 @@ def all_scores(q, k, v, g, u, starts, L, **how):
         for c in pieces(k)
     ]  # fmt: skip
     o, end = zip(*parts, strict=True)
-    return sum(o[1:], o[0]), torch.cat(end, 2) if how["wants_end"] else None
+    return add(o), torch.cat(end, 2) if how["wants_end"] else None
 
 
 class VectorDecay(torch.autograd.Function):
@@ -420,7 +438,7 @@ class VectorDecay(torch.autograd.Function):
         given = (q, k, v, g, u, S)
         q, k, v = ready(q, k, v)
         B, T, H, V = v.shape
-        likely = fitting(SCORES, pieces(k)[0].stop, k.dtype, k.device)[0]
+        likely = fitting(SCORES, min(k.shape[3], pieces(k)[0].stop), k)[0]
         ctx.L = segment_length(T, B * H * triton.cdiv(V, likely.tile), (q, k, v, g), segments)
         starts = entering(k, v, g, S, u, ctx.L)
         o, end = all_scores(q, k, v, g, u, starts, ctx.L, wants_end=True)
@@ -442,11 +460,12 @@ class VectorDecay(torch.autograd.Function):
         for c in pieces(v):
             vs, dos = v[..., c], do[..., c]
             before, after = starts[..., c].contiguous(), later[..., c].contiguous()
-            beyond = (last(before, end[..., c]) * after.flip(2)).sum(-1).flip(2).contiguous()
-            dq, x = values(dos, vs, k, g, u, before, ctx.L, w=wq)
-            back = values(vs, dos, q, g, u, after, ctx.L, w=wk, x=x, beyond=beyond, reverse=True)
+            dq, x, keep = values(dos, vs, k, g, u, before, ctx.L, w=wq)
+            if gates:
+                keep[:, :, -1] = end[..., c]
+            back = values(vs, dos, q, g, u, after, ctx.L, w=wk, x=x, keep=keep, reverse=True)
             parts.append((dq, *back))
-        dq, dk, dg, du = add(parts)
+        dq, dk, dg, du = map(add, zip(*parts, strict=True))
         gradients = [dq, dk, dv, dg, None if u is None or du is None else du.sum((0, 2)), dS_0]
         for n, x in enumerate(given):
             wanted = ctx.needs_input_grad[n]

@@ -494,7 +494,11 @@ class Mechanism:
         inputs = (*args, *kwargs.values())
         gpu = any(isinstance(x, Tensor) and x.is_cuda for x in inputs)
         if gpu and self.kernel and importlib.util.find_spec("triton"):
-            return self.triton(*args, **kwargs)
+            unsupported = importlib.import_module("linviz.kernels.launch").Unsupported
+            try:
+                return self.triton(*args, **kwargs)
+            except unsupported:  # float64, or a head too wide for the chip
+                pass
         return (self.chunked if self.has("chunked") else self.recurrent)(*args, **kwargs)
 
     def form(self, name: str) -> Form:

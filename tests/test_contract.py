@@ -1,6 +1,8 @@
 """The contract, over the registry: a new mechanism is tested by existing.
 
 Tolerances stand here, once: 1e-10 in float64 and 1e-5 in float32, of the greatest number compared.
+For a kernel, in float32 only, that is the greatest of all gradients of a call: the gradient of a
+gate that has shut everything out is 0, but a sum of terms that cancel, each with its rounding.
 """
 
 import importlib.util
@@ -30,6 +32,9 @@ ROOT = Path(__file__).parents[1]
 every = pytest.mark.parametrize("m", lv.registry, ids=lambda m: m.name)
 parallel_ones = [m for m in lv.registry if "parallel" in m.forms]
 with_forms = pytest.mark.parametrize("m", parallel_ones, ids=lambda m: m.name)
+with_kernel = pytest.mark.parametrize(
+    "m", [m for m in lv.registry if m.kernel], ids=lambda m: m.name
+)
 OPTIONS = [
     lv.linear_attention.having(feature_map=name, normalize=normalize)
     for name in ("relu", "exp", "hedgehog", "taylor", "identity")
@@ -73,6 +78,16 @@ def forms(m):
     }
 
 
+def narrow(*tensors):
+    """Float32, or the complex numbers of two: what a kernel takes."""
+    return [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in tensors]
+
+
+def narrow_state(S):
+    """A state in float32, whole or in parts."""
+    return narrow(S)[0] if isinstance(S, torch.Tensor) else tuple(narrow(*S))
+
+
 def numbers(m, o, S):
     """Everything that must agree; RWKV-4's state is only unique once its exponent is put back."""
     parts = [S] if isinstance(S, torch.Tensor) else list(S)
@@ -99,13 +114,13 @@ def gradients(m, run, inputs, S, seed=0):
     )
 
 
-def agree(ours, theirs, tolerance):
-    """Equal to `tolerance` of the greatest number, and finite."""
+def agree(ours, theirs, tolerance, least=1.0):
+    """Equal to `tolerance` of the greatest number, or of `least`, and finite."""
     for n, (x, y) in enumerate(zip(ours, theirs, strict=True)):
         assert x.shape == y.shape
         assert torch.isfinite(x).all(), f"number {n} is not finite"
         if x.numel():
-            error = (x - y.to(x.dtype)).abs().max() / max(y.abs().max().item(), 1.0)
+            error = (x - y.to(x.dtype)).abs().max() / max(y.abs().max().item(), least)
             assert error < tolerance, f"number {n}: error {error:.1e}"
 
 
@@ -146,12 +161,8 @@ def test_extreme_gates_stay_right(m, gate):
 def test_float32_stays_right(m, gate):
     inputs, S = example(m, 130, gate=gate)
     truth = numbers(m, *m.recurrent(*inputs, S=S))
-    narrow = [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in inputs]
-    states = (S,) if isinstance(S, torch.Tensor) else S
-    states = [x.to(torch.complex64 if x.is_complex() else torch.float32) for x in states]
-    S = states[0] if len(states) == 1 else tuple(states)
     for form in (m.recurrent, *forms(m).values()):
-        o, after = form(*narrow, S=S)
+        o, after = form(*narrow(*inputs), S=narrow_state(S))
         assert o.dtype == torch.float32
         agree(numbers(m, o, after), truth, TOLERANCE[torch.float32])
 
@@ -162,6 +173,74 @@ def test_options_agree_too(m):
     truth = gradients(m, m.recurrent, inputs, S)
     for form in forms(m).values():
         agree(gradients(m, form, inputs, S), truth, TOLERANCE[torch.float64])
+    if m.kernel:
+        found = gradients(m, m.triton, narrow(*inputs), narrow_state(S))
+        agree(found, truth, TOLERANCE[torch.float32])
+
+
+@with_kernel
+@pytest.mark.parametrize("T", [1, 15, 16, 17, 33, 70])
+def test_triton_agrees_with_the_recurrence(m, T):
+    """Outputs, states and all gradients, in Triton's interpreter where there is no GPU."""
+    inputs, S = example(m, T)
+    truth = gradients(m, m.recurrent, inputs, S)
+    found = gradients(m, m.triton, narrow(*inputs), narrow_state(S))
+    agree(found, truth, TOLERANCE[torch.float32])
+
+
+@with_kernel
+@pytest.mark.parametrize("gate", GATES)
+def test_triton_stays_right_at_extreme_gates(m, gate):
+    inputs, S = example(m, 50, gate=gate)
+    truth = gradients(m, m.recurrent, inputs, S)
+    if m.name == "mamba2" and gate in (-math.inf, "mixed"):
+        truth = numbers(m, *m.recurrent(*inputs, S=S))  # d/d dt of e^(dt A) is -inf * 0 there
+    found = gradients(m, m.triton, narrow(*inputs), narrow_state(S))[: len(truth)]
+    greatest = max(x.abs().max().item() for x in truth)
+    agree(found, truth, TOLERANCE[torch.float32], least=greatest)
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(data=st.data())
+@with_kernel
+def test_triton_at_any_shape_and_split(m, data):
+    """Any sizes; a sequence in two pieces, the second of which may be one step."""
+    draw = lambda name, low, high: data.draw(st.integers(low, high), label=name)
+    letters = {x: draw(x, 1, 40) for x in sizes(m) if x in "KVNP"} | {"B": draw("B", 1, 2)}
+    T, seed = draw("T", 2, 40), draw("seed", 0, 99)
+    inputs = m.example(T, seed, **{**sizes(m), **letters})
+    truth = numbers(m, *m.recurrent(*(x.double() for x in inputs)))
+    t = draw("split", 1, T - 1)
+    cut = lambda a, b: [x[:, a:b] if s.timed else x for x, s in zip(inputs, m.inputs, strict=True)]
+    first, S = m.triton(*cut(0, t))
+    then, after = m.triton(*cut(t, T), S=S)
+    agree(numbers(m, torch.cat([first, then], 1), after), truth, TOLERANCE[torch.float32])
+    token = [x[:, t] if s.timed else x for x, s in zip(inputs, m.inputs, strict=True)]
+    agree([m.step(*token, S)[0]], [truth[0][:, t]], TOLERANCE[torch.float32])
+
+
+@with_kernel
+def test_triton_reads_any_strides(m):
+    """Heads first, time last, parts of a wider tensor: the same numbers, and nothing is changed."""
+    inputs = m.example(20, **sizes(m))
+    o, _ = m.triton(*inputs)
+    turned = [x.movedim(-1, 0).contiguous().movedim(0, -1) for x in inputs]
+    wider = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in inputs]
+    for other in (turned, wider):
+        before = [x.clone() for x in other]
+        assert torch.equal(m.triton(*other)[0], o)
+        assert all(torch.equal(x, y) for x, y in zip(other, before, strict=True))
+
+
+@with_kernel
+def test_triton_says_what_it_cannot(m):
+    with pytest.raises(
+        ValueError, match=r"must be float32, float16 or bfloat16, got torch.float64"
+    ):
+        m.triton(*m.example(5, dtype=torch.float64, **sizes(m)))
+    wide = {"N": 300} if "N" in sizes(m) else {"K": 300}
+    with pytest.raises(ValueError, match="holds 256 key and 256 value channels, got 300"):
+        m.triton(*m.example(5, **sizes(m, **wide)))
 
 
 @every
@@ -266,9 +345,11 @@ def test_no_tokens_change_nothing(m):
 @every
 def test_causal(m):
     """No output depends on a later input: exactly, and to 1e-14 where an FFT computes it."""
-    inputs, S = example(m, 200)
-    inputs = [x.requires_grad_() for x in inputs]
+    wide, S_wide = example(m, 200)
     for name in m.forms:
+        kernel = name == "triton"
+        inputs, S = (narrow(*wide), narrow_state(S_wide)) if kernel else (wide, S_wide)
+        inputs = [x.detach().requires_grad_() for x in inputs]
         o, _ = getattr(m, name)(*inputs, S=S)
         timed = [x for x, s in zip(inputs, m.inputs, strict=True) if s.timed]
         found = torch.autograd.grad(
@@ -293,7 +374,12 @@ def test_narrow_types_compute_wide(m, dtype):
         parts = [S] if isinstance(S, torch.Tensor) else S
         assert o.dtype == dtype
         assert all(x.dtype == (dtype if m.cache else m_type(x)) for x in parts)
-        assert torch.equal(o, getattr(m, name)(*wide)[0].to(dtype))
+        exact = getattr(m, name)(*wide)[0]
+        if name == "triton":  # it multiplies in the narrow type and adds up in float32
+            error = (o.float() - exact).norm() / exact.norm()
+            assert error < {torch.float16: 1e-3, torch.bfloat16: 5e-3}[dtype]
+        else:
+            assert torch.equal(o, exact.to(dtype))
 
 
 def m_type(x):
@@ -683,9 +769,9 @@ def test_what_is_missing_says_so(monkeypatch):
     ):
         lv.gla.triton(*lv.gla.example(6))
     monkeypatch.undo()
-    if not lv.gla.kernel and importlib.util.find_spec("triton"):
-        with pytest.raises(ValueError, match=r"no Triton kernel yet; lv\.gla\.chunked computes"):
-            lv.gla.triton(*lv.gla.example(6))
+    if importlib.util.find_spec("triton"):
+        with pytest.raises(ValueError, match=r"no Triton kernel yet; lv\.kda\.chunked computes"):
+            lv.kda.triton(*lv.kda.example(6))
 
 
 @every
@@ -787,7 +873,7 @@ def test_every_number_cited_is_an_equation(path):
 def test_registry_and_repr():
     assert lv.registry["gla"] is lv.gla is lv.registry[lv.registry.names.index("gla")]
     assert repr(lv.retnet) == (
-        "lv.retnet(q, k, v, gamma=None) with state S [B, H, K, V]: recurrent parallel chunked"
+        "lv.retnet(q, k, v, gamma=None) with state S [B, H, K, V]: recurrent parallel chunked triton"
     )
     assert repr(lv.gla.chunked) == "lv.gla.chunked(q, k, v, g, S=None, *, chunk=64, validate=None)"
     assert "$$S_t" in lv.retnet._repr_markdown_()

@@ -73,6 +73,7 @@ MECHANISM = Mechanism(
     flops=lambda n: 5 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="vector_decay",
+    kernel="linviz.kernels.vector_decay:chunked",
     edges=(Edge("retnet", "g = log gamma_h on every channel and token", like_retnet),),
     moves=(
         Move("decay", r"\operatorname{diag}(e^{g_t})", "S", (Made("a", "b t h k", ("g",)),), 1),

@@ -87,10 +87,35 @@ def run(
     state = torch.cat([S[0], S[1][..., None]], -1)
     o, state = form(phi(q), phi(k), torch.cat([v, ones], -1), None, state)  # (1), (2)
     o, weight = o[..., :-1], o[..., -1:]
-    if normalize:
-        weight = weight + eps
-        o = o / weight.masked_fill(weight == 0, torch.inf)  # (3)
-    return o, (state[..., :-1], state[..., -1])
+    return divide(o, weight, eps) if normalize else o, (state[..., :-1], state[..., -1])
+
+
+def run_kernel(
+    kernel: Callable,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    S: tuple[Tensor, Tensor],
+    *,
+    feature_map: Map,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The same in two calls: one more channel beside V would leave rows of memory out of line."""
+    phi = feature_function(feature_map)
+    q, k = phi(q), phi(k)
+    ones = v.new_ones(1).expand(*v.shape[:-1], 1)
+    o, state = kernel(q, k, v, None, S[0])  # (1)
+    if not normalize:
+        return o, (state, S[1] + k.float().sum(1))  # (2)
+    weight, z = kernel(q, k, ones, None, S[1][..., None])  # (2)
+    return divide(o, weight, eps), (state, z[..., 0])
+
+
+def divide(o: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(3); where no key shares a feature with the query, there is nothing to divide."""
+    weight = weight + eps
+    return o / weight.masked_fill(weight == 0, torch.inf)
 
 
 def feature_function(feature_map: Map) -> Callable[[Tensor], Tensor]:
@@ -136,10 +161,12 @@ MECHANISM = Mechanism(
     output=Input("o", "b t h v"),
     state=(Input("S", "b h r v"), Input("z", "b h r")),
     value="v",
-    functions=through(scalar_decay, run, {"q": "phi_q", "k": "phi_k", "v": "v_and_1"}),
+    functions=through(scalar_decay, run, {"q": "phi_q", "k": "phi_k", "v": "v_and_1"})
+    | {"triton": run_kernel},
     flops=lambda n: n["H"] * (5 * n["R"] * (n["V"] + 1) + 2 * n["V"]),
     doc=__doc__,
     recurrence="scalar_decay",
+    kernel="linviz.kernels.scalar_decay:chunked",
     options={"feature_map": "elu", "normalize": True, "eps": 0.0},
     edges=(Edge("softmax", "one key channel, q = 1, features e^k", like_softmax),),
     derived=features,

@@ -43,8 +43,8 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Map to scalar_decay, (1) to (3): a group's B and C serve all of its heads."""
     heads = x.shape[2] // B.shape[2]
-    q, k = C.repeat_interleave(heads, 2), B.repeat_interleave(heads, 2)
-    y, S = form(q, k, dt[..., None] * x, dt * A, S)
+    q, k = (z[:, :, :, None].expand(-1, -1, -1, heads, -1).flatten(2, 3) for z in (C, B))
+    y, S = form(q, k, (dt[..., None] * x).to(x.dtype), dt * A, S)  # one group: q and k are views
     return y + D[:, None] * x, S
 
 
@@ -95,6 +95,7 @@ MECHANISM = Mechanism(
     flops=lambda n: n["H"] * (5 * n["N"] * n["P"] + 3 * n["P"]),
     doc=__doc__,
     recurrence="scalar_decay",
+    kernel="linviz.kernels.scalar_decay:chunked",
     edges=(
         Edge("retnet", "dt = 1, A = log gamma_h, D = 0", like_retnet),
         Edge("mamba", "a Mamba whose channels share dt and one A", like_mamba),

@@ -91,6 +91,7 @@ MECHANISM = Mechanism(
     flops=lambda n: 5 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="scalar_decay",
+    kernel="linviz.kernels.scalar_decay:chunked",
     options={"gamma": None},
     edges=(
         Edge("linear_attention", "gamma = 1, no features, no normaliser", like_linear_attention),

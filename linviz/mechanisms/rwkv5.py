@@ -79,6 +79,7 @@ MECHANISM = Mechanism(
     flops=lambda n: 7 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="vector_decay",
+    kernel="linviz.kernels.vector_decay:chunked",
     edges=(Edge("retnet", "w = log gamma_h, r = gamma_h q, u = 1/gamma_h", like_retnet),),
     moves=(
         *READ_FIRST,

@@ -61,6 +61,7 @@ MECHANISM = Mechanism(
     flops=lambda n: 7 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="vector_decay",
+    kernel="linviz.kernels.vector_decay:chunked",
     edges=(Edge("rwkv5", "w the same at every token", like_rwkv5),),
     moves=(
         *rwkv5.READ_FIRST,
