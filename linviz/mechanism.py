@@ -205,7 +205,9 @@ class Form:
         try:
             bound = self.__signature__.bind(*args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{self!r}: {error}") from None
+            packed = "; packed sequences are not there yet: a row of the batch for each sequence"
+            hint = packed if "cu_seqlens" in kwargs else ""
+            raise TypeError(f"{self!r}: {error}{hint}") from None
         bound.apply_defaults()
         options = dict(bound.arguments)
         S = options.pop("S")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/test_definitions.py", "tests/test_contract.py")
+KERNELS = ("tests/test_kernels.py",)
 
 
 class Fault(NamedTuple):
@@ -120,6 +121,34 @@ FAULTS = [
     Fault(
         "fold forgets the state", "mechanism.py", "S=S, **bound.kwargs)", "S=None, **bound.kwargs)"
     ),
+    Fault(
+        "kernel: readers see what is written after them",
+        "kernels/scalar_decay.py",
+        "later = o_c[None, :] > o_c[:, None]",
+        "later = o_c[None, :] < o_c[:, None]",
+        KERNELS,
+    ),
+    Fault(
+        "kernel: segments are joined without decay",
+        "kernels/launch.py",
+        "b_S = b_a[:, None] * b_S + b_end",
+        "b_S = b_S + b_end",
+        KERNELS,
+    ),
+    Fault(
+        "kernel: writers do not fade where blocks merge",
+        "kernels/vector_decay.py",
+        "b_x *= tl.where(on_right, 1.0, b_other)[:, None, :]",
+        "b_x *= 1.0",
+        KERNELS,
+    ),
+    Fault(
+        "kernel: gradient of gates without what is read later",
+        "kernels/scalar_decay.py",
+        "cumsum(2).flip(2) + after)",
+        "cumsum(2).flip(2))",
+        KERNELS,
+    ),
     Fault("log gates above zero let in", "inputs.py", "(x < low) | (x > high)", "(x < low)"),
     Fault(
         "a cell reads with the key",
@@ -172,6 +201,7 @@ def caught_by(fault: Fault | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("linviz", "kernels", "tests"):
             shutil.copytree(ROOT / name, Path(folder, name))
+        shutil.copytree(ROOT / "kernels", Path(folder, "linviz", "kernels"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault:
             plant(fault, Path(folder, "linviz", fault.file))

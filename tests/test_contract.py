@@ -672,6 +672,8 @@ def test_bad_inputs_are_named(m):
         m.recurrent(*good[:-1])
     with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
         m.recurrent(*good, nonsense=1)
+    with pytest.raises(TypeError, match="packed sequences are not there yet"):
+        m.recurrent(*good, cu_seqlens=torch.tensor([0, 3, 6]))
 
 
 @with_forms
@@ -873,7 +875,8 @@ def test_every_number_cited_is_an_equation(path):
 def test_registry_and_repr():
     assert lv.registry["gla"] is lv.gla is lv.registry[lv.registry.names.index("gla")]
     assert repr(lv.retnet) == (
-        "lv.retnet(q, k, v, gamma=None) with state S [B, H, K, V]: recurrent parallel chunked triton"
+        "lv.retnet(q, k, v, gamma=None) with state S [B, H, K, V]: "
+        "recurrent parallel chunked triton"
     )
     assert repr(lv.gla.chunked) == "lv.gla.chunked(q, k, v, g, S=None, *, chunk=64, validate=None)"
     assert "$$S_t" in lv.retnet._repr_markdown_()
