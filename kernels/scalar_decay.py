@@ -141,7 +141,7 @@ def sweep(
         b_fixed = tl.load(g).to(tl.float32) * LOG2E
     if w is not None:
         w += i_b * w_b + i_h * w_h + row * w_t
-        x += i_v * BTH + (i_b * T + row) * H + i_h
+        x += i_v.to(tl.int64) * BTH + (i_b * T + row) * H + i_h
         i_keep = (i_b * H + i_h) * (tl.cdiv(T, KEEP) + 1) + row // KEEP
     i_state = (i_b * H + i_h) * tl.cdiv(T, L) + i_segment
     o_s, m_s = o_k[None, :] * V + o_v[:, None], m_k[None, :] & m_v[:, None]
