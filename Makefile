@@ -1,5 +1,6 @@
 # What linviz does on a machine with make. The work itself is in `python -m linviz ...`;
-# this file only prepares .venv, with the tested versions of constraints.txt.
+# this file only prepares .venv, with the tested versions of constraints.txt. (`make gpu` installs
+# nothing: it runs with the machine's own PYTHON.)
 #   PYTHON=python3.12 make ...   another interpreter (when .venv is made)
 #   TORCH_INDEX=URL make ...     an extra package index to take torch from
 
@@ -8,7 +9,7 @@ PY := .venv/bin/python
 INSTALL := $(PY) -m pip install -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help tour test lab lint mutate bench book book-test handout clean
+.PHONY: help tour test lab lint mutate bench gpu book book-test handout clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1: /p' Makefile
@@ -39,6 +40,11 @@ mutate: .venv/test.done  ## plant faults; each must fail a test
 
 bench: .venv/test.done  ## time the forms on the CPU
 	@$(PY) -m linviz bench cpu
+
+gpu:  ## on a GPU: tests, notebooks, benchmark; ARGS="--only bench -- --shapes S1"
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || { \
+	  echo 'linviz gpu: $(PYTHON) has no PyTorch that sees a GPU.' >&2; exit 1; }
+	@$(PYTHON) -m linviz gpu $(ARGS)
 
 clean:  ## remove .venv and everything that was built
 	rm -rf .venv build book/_build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

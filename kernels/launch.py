@@ -57,23 +57,25 @@ def walk(o_t, n, C: tl.constexpr, REVERSE: tl.constexpr):
 
 @triton.jit
 def join(
-    S, ends, total, n_segments,
+    S, ends, total, starts, n_segments,
     K: tl.constexpr, V: tl.constexpr, TOTALS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
-    """In `ends` [B, H, N, K, V] put the states that enter the segments in the place of the ends."""
+    """The states `starts` that enter the segments, from S and the `ends` [B, H, N, K, V]."""
     i_bh = tl.program_id(0).to(tl.int64)
     o_k, o_v = tl.program_id(1) * BK + tl.arange(0, BK), tl.program_id(2) * BV + tl.arange(0, BV)
     o_s = o_k[:, None] * V + o_v[None, :]
     m_s = (o_k < K)[:, None] & (o_v < V)[None, :]
     b_S = tl.load(S + i_bh * K * V + o_s, mask=m_s, other=0.0)  # [BK, BV]
     ends += i_bh * n_segments * K * V
+    starts += i_bh * n_segments * K * V
     total += i_bh * n_segments * TOTALS
     for _ in range(n_segments):
+        tl.store(starts + o_s, b_S, mask=m_s)
         b_end = tl.load(ends + o_s, mask=m_s, other=0.0)  # [BK, BV]
         b_a = tl.load(total + tl.minimum(o_k, TOTALS - 1))  # [BK], or one number for all
-        tl.store(ends + o_s, b_S, mask=m_s)
         b_S = b_a[:, None] * b_S + b_end
         ends += K * V
+        starts += K * V
         total += TOTALS
 
 
@@ -111,6 +113,19 @@ class Config(NamedTuple):
     block: int = 1
     unroll: int = 1
 
+    def launch(self) -> dict[str, int]:
+        """What a kernel is launched with."""
+        return {
+            "C": self.chunk,
+            "BV": self.tile,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+ALL = (80, 90, 100)
+ENDS = Config(32, 32, 8, 2, 256, 16, ALL, "for `ends`: nothing but the state, so any width fits")
+
 
 def check(where: str, K: int, V: int, **tensors: Tensor | None) -> None:
     """Refuse what the kernels cannot do, before anything is launched.
@@ -140,25 +155,40 @@ def check(where: str, K: int, V: int, **tensors: Tensor | None) -> None:
 
 def interpreted() -> bool:
     """Whether the kernels run in Triton's interpreter."""
-    return not isinstance(join, triton.runtime.JITFunction)
+    return not isinstance(stand, triton.runtime.JITFunction)
 
 
 def kept(k: Tensor, v: Tensor) -> Tensor:
-    """Room for the states before times 0, KEEP, 2 KEEP, ..., and for the one at the end."""
+    """Room for the states before times 0, KEEP, 2 KEEP, ..., and for the one at the end.
+
+    Half the digits are enough for them, but float16 has not the range.
+    """
     (B, T, H, K), V = k.shape, v.shape[3]
-    return k.new_empty(B, H, triton.cdiv(T, KEEP) + 1, K, V)
+    kind = torch.float32 if k.dtype == torch.float32 else torch.bfloat16
+    return k.new_empty(B, H, triton.cdiv(T, KEEP) + 1, K, V, dtype=kind)
+
+
+def joined(S: Tensor, ends: Tensor, total: Tensor) -> Tensor:
+    """The states [B, H, N, K, V] that enter the segments; total is [B, H, N] or [B, H, N, K]."""
+    (B, H, N, K, V), starts = ends.shape, torch.empty_like(ends)
+    totals = 1 if total.ndim == 3 else K
+    grid = (B * H, triton.cdiv(K, 32), triton.cdiv(V, 32))
+    join[grid](S, ends, total, starts, N, K, V, totals, 32, 32)
+    return starts
 
 
 def ready(*tensors: Tensor) -> list[Tensor]:
     """The tensors in one type, their channels side by side; other strides are fine as they are.
 
     Triton's interpreter gets products of bfloat16 wrong: there it becomes float32, which holds it.
+    Tokens so far apart that 32 bits do not count 2 KEEP of them are brought together too.
     """
     kind = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
     if kind == torch.bfloat16 and interpreted():
         kind = torch.float32
     tensors = [x.to(kind) for x in tensors]
-    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+    fine = lambda x: (x.stride(-1) == 1 or x.shape[-1] == 1) and x.stride(1) * KEEP < 2**30
+    return [x if fine(x) else x.contiguous() for x in tensors]
 
 
 def start(S: Tensor | None, k: Tensor, v: Tensor) -> Tensor:

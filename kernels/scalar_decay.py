@@ -11,7 +11,8 @@ r"""The recurrence scalar_decay on a GPU: linear attention, RetNet, Mamba-2.
        BV |  v^T   |  x   C |  A^T   |  new part of o^T
           +--------+        +--------+                      A^T: writers down, readers across
 
-The numbers in the comments are the equations of linviz/recurrences/scalar_decay.py.
+The numbers in the comments are the equations of linviz/recurrences/scalar_decay.py. The loop
+computes (3) and (4) chunk by chunk; S_0 there is the state that enters the chunk, here b_S.
 
 The gradients are the same recurrence with its letters exchanged, so one kernel serves all four:
 
@@ -20,10 +21,11 @@ The gradients are the same recurrence with its letters exchanged, so one kernel 
     dk = sweep(v, do, q)    from dS_T^T     backward
     dv = sweep(k, q, do)    from dS_T       backward, and it ends with dS_0
 
-A gate weighs every pair of a reader from its time on and a writer before. With x_i = q_i . dq_i and
-y_j = k_j . dk_j, both without the pair of a token with itself, the gradient of the gate of time m
-is the sum of x - y from m on to some later time e, and S_e . dS_e for what is read after e. The
-sweep for dq stores S every KEEP tokens, and the one for dk its own state, which is dS: a sum over
+The gradient of the gate of time m adds up all pairs of a writer before m and a reader from m on.
+Let x_i = q_i . dq_i and y_j = k_j . dk_j, both without the pair of a token with itself, and e some
+later time. The sum of x - y from m to e adds the pairs that are read by e, and subtracts those
+written from m on and read after e; S_e . dS_e adds these again, and those written before m. The
+sweep for dq stores S every KEEP tokens, and the one for dk its own state, which is dS: one sum over
 the whole sequence would lose in rounding what it gains in cancelling.
 """
 
@@ -35,12 +37,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linviz.kernels.launch import (
+    ALL,
+    ENDS,
     KEEP,
     LOG2E,
     Config,
     add,
     check,
-    join,
+    joined,
     kept,
     padded,
     pick,
@@ -157,19 +161,21 @@ def sweep(
         b_q = tl.load(q + (r[:, None] * q_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
         b_k = tl.load(k + (r[:, None] * k_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
         b_v = tl.load(v + (r[:, None] * v_t + o_v), mask=m_tv, other=0.0)  # [C, BV]
-        b_own = tl.sum(b_q.to(tl.float32) * b_k, 1)  # [C], the score of a token with itself
-        b_A = tl.dot(b_k, tl.trans(b_q), input_precision="tf32x3")  # [C, C], Q K^T of (3)
-        b_o = tl.dot(b_S.to(b_q.dtype), tl.trans(b_q), input_precision="tf32x3")  # [BV, C], Q S_0
+        b_own = tl.sum(b_q.to(tl.float32) * b_k, 1)  # [C], a token's score for itself
+        b_A = tl.dot(b_k, tl.trans(b_q), input_precision="tf32x3")  # [C, C], of (3): (Q K^T)^T
+        b_o = tl.dot(
+            b_S.to(b_q.dtype), tl.trans(b_q), input_precision="tf32x3"
+        )  # [BV, C], (3): Q S_0
         if DECAY != NONE:
             b_N, b_F, b_out, b_all = fade(g, g_t, b_fixed, r, m, DECAY, REVERSE)
             b_E = (b_N[None, :] - b_N[:, None]) + (b_F[None, :] - b_F[:, None])  # [C, C]
-            b_A *= tl.exp2(tl.where(later, b_E, float("-inf")))  # L
+            b_A *= tl.exp2(tl.where(later, b_E, float("-inf")))  # (3): L below b_own
             b_o *= tl.exp2(b_N + b_F)[None, :]  # e^G
             b_k = (b_k * tl.exp2(b_out)[:, None]).to(b_v.dtype)
             b_S *= tl.exp2(b_all)
         else:
             b_A = tl.where(later, b_A, 0.0)
-        b_o = tl.dot(tl.trans(b_v), b_A.to(b_v.dtype), b_o, input_precision="tf32x3")  # (3)
+        b_o = tl.dot(tl.trans(b_v), b_A.to(b_v.dtype), b_o, input_precision="tf32x3")  # (3): A V
         b_S = tl.dot(tl.trans(b_v), b_k, b_S, input_precision="tf32x3")  # (4)
         b_o = tl.trans(b_o)  # [C, BV]
         if w is not None:
@@ -184,7 +190,6 @@ def sweep(
 
 # ------------------------------------------------------------------------------------ the wrapper
 
-ALL = (80, 90, 100)
 CONFIGS = (
     Config(32, 64, 4, 2, 64, 16, ALL, "a small head: one tile, and room for several programs"),
     Config(32, 128, 8, 2, 128, 16, (90, 100), "all of V in one program: q and k are read once"),
@@ -206,18 +211,19 @@ def run(q, k, v, g, S=None, *, reverse=False, w=None, wants_end=True, segments=N
         g: [B, T, H], [H] or None.
         S: [B, H, K, V], or None for zeros.
         reverse: walk backward in time.
-        w: [B, T, H, V], or None.
+        w: [B, T, H, V], what o is the gradient of, or None.
         wants_end: whether the state at the end is wanted.
         segments: how many pieces the sequence is cut into; None chooses.
         config: one of CONFIGS; None chooses.
 
     Returns:
         o [B, T, H, V]; the state at the end [B, H, K, V] or None; how many segments there were;
-        and with w x [B, T, H], the sum over v of w o without a token's own part, and the states
-        [B, H, n, K, V] at times 0, KEEP, 2 KEEP, ... and the end (the first or last walked to is
-        not among them).
+        and with w, x [B, T, H], the sum over v of w o without a token's own part, and the states
+        [B, H, n, K, V] at times 0, KEEP, 2 KEEP, ... and the end, but for the last that is walked
+        to: the end, or going back time 0.
     """
     q, k, v = ready(q, k, v)
+    w = w if w is None else ready(w)[0]
     (B, T, H, K), V = k.shape, v.shape[3]
     decay = NONE.value if g is None else FIXED.value if g.ndim == 1 else DATA.value
     if config is None:
@@ -226,27 +232,28 @@ def run(q, k, v, g, S=None, *, reverse=False, w=None, wants_end=True, segments=N
             return in_pieces(q, k, v, g, S, how)
         key = (sweep, K, V, decay, reverse, w is None)
         return pick(CONFIGS, K, q, key, lambda c: run(q, k, v, g, S, config=c, **how))
-    C, BV, BK = config.chunk, config.tile, padded(K)
-    tiles = triton.cdiv(V, BV)
+    tiles = triton.cdiv(V, config.tile)
+    g = g if g is None else g.expand(B, T, H)
     L = segment_length(T, B * H * tiles, (q, k, v), segments)
     N = triton.cdiv(T, L)
-    g = g if g is None else g.expand(B, T, H)
     S = start(S, k, v)
-    fixed = {"K": K, "V": V, "DECAY": decay, "REVERSE": reverse, "C": C, "BK": BK, "BV": BV}
-    fixed |= {"num_warps": config.warps, "num_stages": config.stages}
-    grid = (B * H * N * tiles,)
+    fixed = {"K": K, "V": V, "DECAY": decay, "REVERSE": reverse, "BK": padded(K)}
     starts = S
     if N > 1:
-        starts, total = S.new_empty(B, H, N, K, V), S.new_empty(B, H, N)
-        ends[grid](k, v, g, starts, total, *strides(k, v, g), T, H, L, **fixed)
-        join[B * H, triton.cdiv(K, 32), triton.cdiv(V, 32)](S, starts, total, N, K, V, 1, 32, 32)
+        left, total = S.new_empty(B, H, N, K, V), S.new_empty(B, H, N)
+        ends[(B * H * N * triton.cdiv(V, ENDS.tile),)](
+            k, v, g, left, total, *strides(k, v, g), T, H, L, **fixed, **ENDS.launch()
+        )
+        starts = joined(S, left, total)
     o = v.new_empty(B, T, H, V)
     end = S.new_empty(B, H, K, V) if wants_end else None
     x = keep = None
     if w is not None:
         x, keep = S.new_empty(tiles, B, T, H), kept(k, v)
     numbers = (*strides(q, k, v, g, w), T, H, L, B * T * H)
-    sweep[grid](q, k, v, g, w, starts, o, end, x, keep, *numbers, KEEP=KEEP, **fixed)
+    sweep[(B * H * N * tiles,)](
+        q, k, v, g, w, starts, o, end, x, keep, *numbers, KEEP=KEEP, **fixed, **config.launch()
+    )
     return o, end, N, x if x is None else x.sum(0), keep
 
 
@@ -273,6 +280,7 @@ class ScalarDecay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, do, dS):  # noqa: D102
         q, k, v, g, S, end = ctx.saved_tensors
+        do = do.contiguous()
         gates = ctx.needs_input_grad[3]
         wq, wk = (q, k) if gates else (None, None)
         how = {"segments": ctx.segments, "wants_end": False}
@@ -283,8 +291,8 @@ class ScalarDecay(torch.autograd.Function):
         dg = None
         if gates:
             states[:, :, -1] = end.mT
-            dg = gate_gradient(x - y, states[:, :, 1:], gradients[:, :, 1:]).to(g.dtype)
-            dg = dg.sum((0, 1)) if g.ndim == 1 else dg
+            dg = gate_gradient(x - y, states[:, :, 1:], gradients[:, :, 1:])
+            dg = (dg.sum((0, 1)) if g.ndim == 1 else dg).to(g.dtype)
         dS_0 = None if S is None else dS_0.to(S.dtype)
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dg, dS_0, None
 
@@ -298,7 +306,7 @@ def gate_gradient(d: Tensor, S: Tensor, dS: Tensor) -> Tensor:
         dS: their gradients.
     """
     T, n = d.shape[1], S.shape[2]
-    after = torch.einsum("bhnvk,bhnvk->bnh", S, dS)[:, :, None].float()
+    after = torch.einsum("bhnvk,bhnvk->bnh", S.float(), dS.float())[:, :, None]
     d = F.pad(d, (0, 0, 0, n * KEEP - T)).unflatten(1, (n, KEEP))
     return (d.flip(2).cumsum(2).flip(2) + after).flatten(1, 2)[:, :T]
 
@@ -334,4 +342,5 @@ def chunked(
     check("scalar_decay", k.shape[3], v.shape[3], q=q, k=k, v=v, g=g)
     if not v.shape[0] * v.shape[1]:  # no tokens
         return v.clone(), start(S, k, v)
-    return ScalarDecay.apply(q, k, v, g, S, segments)
+    with torch.cuda.device_of(v):
+        return ScalarDecay.apply(q, k, v, g, S, segments)

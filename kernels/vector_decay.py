@@ -4,18 +4,19 @@ r"""The recurrence vector_decay on a GPU: GLA, RWKV-5, RWKV-6.
 
         readers i ->                       inside a block the kernel walks back over the writers j:
       +---+---+---+---+                    at each step the gate of one token multiplies what its
-      | w | 1 | 2 | 2 |  writers j         later readers have left of the past
+      | 0 | 1 | 2 | 2 |  writers j         later readers have left of the past (0)
       +---+---+---+---+     |
-      |   | w | 2 | 2 |     v              across blocks, pairs of neighbours merge, then pairs of
+      |   | 0 | 2 | 2 |     v              across blocks, pairs of neighbours merge, then pairs of
       +---+---+---+---+                    pairs (1, 2): readers on the right have faded since
-      |   |   | w | 1 |                    their block began, writers on the left until their block
+      |   |   | 0 | 1 |                    their block began, writers on the left until their block
       +---+---+---+---+                    ended, so their scores are one matrix product. Then what
-      |   |   |   | w |                    the whole of the other half leaves joins the factors
+      |   |   |   | 0 |                    the whole of the other half leaves joins the factors
       +---+---+---+---+
 
 Every factor is a product of gates, so it is never above 1: nothing overflows, nothing cancels. At
-the end `fade` [C, K] is what the gates from the chunk's start leave at each reader, the writers
-have faded to its end, and `b_w` [K] is what the whole chunk leaves of the state.
+the end the readers (b_q; in `gated_values` b_fade, apart) carry what the gates since the chunk
+began leave, the writers what the gates until its end leave, and b_left is what the whole chunk
+leaves.
 
 On chip: the state, transposed, S^T in float32. Read once a chunk: q, k, g [C, K], v [C, V] (rows of
 k and g a second time, from cache). Written once: o. The numbers in the comments are the equations
@@ -29,12 +30,14 @@ channels of a score, as in (3); in `gated_values` they stand on the channels of 
     dk_j = sum_i (do_i . v_j) q_i faded over (j, i]      gated_values(v, do, q)   backward
     dv_j = sum_i (q_i . k_j faded over (j, i]) do_i      gated_scores(k, q, do)   backward
 
-The gradient of the gate of time m, channel by channel, is the sum of x - y from m on to some later
-time e, x_i = q_i dq_i and y_j = k_j dk_j, both without the pair of a token with itself, and
-S_e . dS_e for what is read after e. The sweep for dq stores x, and S every KEEP tokens; the sweep
-for dk, which comes from the end, adds up, anew from every S that was kept: a sum over the whole
-sequence would lose in rounding what it gains in cancelling. With a bonus u, (5), a token is read
-before its gate, so x counts from m + 1.
+The gradient of a gate is, channel by channel, what scalar_decay.py says: the sum of x - y from its
+time m to some later time e, and S_e . dS_e, with x_i = q_i dq_i and y_j = k_j dk_j. The sweep for
+dq stores x, and S every KEEP tokens; the sweep for dk, which comes from the end, adds up, anew from
+every S that was kept. With a bonus u, (5), a token is read before its gate: x counts from m + 1.
+
+Which gates lie between reader i and writer j, and so AFTER and OWN: forward those in (j, i], the
+reader's own among them; backward in time those in [j, i), the writer's own; with a bonus those in
+(j, i), neither.
 """
 
 import torch
@@ -44,13 +47,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from linviz.kernels.launch import (
+    ALL,
+    ENDS,
     KEEP,
     LOG2E,
     Config,
     add,
     check,
     fitting,
-    join,
+    joined,
     kept,
     padded,
     pick,
@@ -65,23 +70,26 @@ from linviz.kernels.launch import (
 
 
 @triton.jit
-def pass_gate(b_fade, b_w, b_a, later):
+def pass_gate(b_fade, b_left, b_a, later):
     """One gate [N, K] multiplies what readers have left, where `later`, and what blocks leave."""
-    return tl.where(later, b_fade * b_a[:, None, :], b_fade), b_w * b_a
+    return tl.where(later, b_fade * b_a[:, None, :], b_fade), b_left * b_a
 
 
 @triton.jit
-def merge(b_fade, b_x, b_w, HALF: tl.constexpr):
-    """Neighbours of HALF blocks become one: what the other half leaves joins the factors."""
-    N: tl.constexpr = b_w.shape[0]
-    K: tl.constexpr = b_w.shape[1]
-    pairs = tl.permute(tl.reshape(b_w, [N // (2 * HALF), 2, HALF, K]), [0, 2, 3, 1])
+def merge(b_fade, b_write, b_left, HALF: tl.constexpr):
+    """Neighbours of HALF blocks become one: what the other half leaves joins the factors.
+
+    Readers on the right fade through all of the left half, writers on the left through the right.
+    """
+    N: tl.constexpr = b_left.shape[0]
+    K: tl.constexpr = b_left.shape[1]
+    pairs = tl.permute(tl.reshape(b_left, [N // (2 * HALF), 2, HALF, K]), [0, 2, 3, 1])
     left, right = tl.split(pairs)
     b_other = tl.reshape(tl.permute(tl.join(right, left), [0, 3, 1, 2]), [N, K])
     on_right = (tl.arange(0, N) // HALF % 2 == 1)[:, None]
     b_fade *= tl.where(on_right, b_other, 1.0)[:, None, :]
-    b_x *= tl.where(on_right, 1.0, b_other)[:, None, :]
-    return b_fade, b_x, b_w * b_other
+    b_write *= tl.where(on_right, 1.0, b_other)[:, None, :]
+    return b_fade, b_write, b_left * b_other
 
 
 @triton.jit
@@ -130,8 +138,8 @@ def gated_scores(
 ):  # fmt: skip
     """Outputs o [.., V], and the state at the end, if wanted; blocks of BC tokens."""
     N: tl.constexpr = C // BC
-    AFTER: tl.constexpr = REVERSE and not BONUS  # backward, the gate of a token follows its reading
-    OWN: tl.constexpr = 0 if REVERSE or BONUS else 1  # forward, it comes before
+    AFTER: tl.constexpr = REVERSE and not BONUS  # the writer's own gate fades what it writes
+    OWN: tl.constexpr = 0 if REVERSE or BONUS else 1  # the reader's own gate fades what it reads
     i_v, i_b, i_h, i_segment, row, n = stand(T, H, L, tl.cdiv(V, BV), REVERSE)
     o_c, o_k, o_v = tl.arange(0, C), tl.arange(0, BK), i_v * BV + tl.arange(0, BV)
     o_n, o_i = tl.arange(0, N), tl.arange(0, BC)[None, :, None]
@@ -156,7 +164,7 @@ def gated_scores(
         b_own = tl.sum(b_q * b_u * b_k, 1)  # [C], the score of a token with itself, (5) with u
         b_q, b_k = tl.reshape(b_q, [N, BC, BK]), tl.reshape(b_k, [N, BC, BK])
         b_A = tl.zeros([C, C], tl.float32)  # writers down, readers across
-        b_w = tl.full([N, BK], 1.0, tl.float32)  # what the gates after writer j leave
+        b_left = tl.full([N, BK], 1.0, tl.float32)  # what the gates after writer j leave
         for back in tl.range(0, BC, loop_unroll_factor=UNROLL):
             j = BC - 1 - back
             r_j, m_j = walk(i_t + o_n * BC + j, n, C, REVERSE)
@@ -164,26 +172,27 @@ def gated_scores(
             b_a = tl.load(g + (r_j[:, None] * g_t + o_k), mask=m_j, other=0.0).to(tl.float32)
             b_a = tl.exp2(b_a * LOG2E)  # [N, BK]
             if AFTER:
-                b_q, b_w = pass_gate(b_q, b_w, b_a, o_i > j)
+                b_q, b_left = pass_gate(b_q, b_left, b_a, o_i > j)
             b_j = tl.load(k + (r_j[:, None] * k_t + o_k), mask=m_j, other=0.0).to(tl.float32)
             b_s = tl.reshape(tl.sum(b_q * b_j[:, None, :], 2), [C])  # (3) inside a block
             b_A = tl.where(o_c[:, None] == (o_c // BC * BC + j)[None, :], b_s[None, :], b_A)
-            b_k = tl.where(o_i == j, b_k * b_w[:, None, :], b_k)
+            b_k = tl.where(o_i == j, b_k * b_left[:, None, :], b_k)
             if not AFTER:
-                b_q, b_w = pass_gate(b_q, b_w, b_a, o_i > j - OWN)
+                b_q, b_left = pass_gate(b_q, b_left, b_a, o_i > j - OWN)
         b_A = tl.where(o_c[None, :] > o_c[:, None], b_A, 0.0)
         for level in tl.static_range(N.bit_length() - 1):
-            b_x = tl.reshape(b_k, [C, BK]).to(b_v.dtype)
-            b_r = tl.reshape(b_q, [C, BK]).to(b_v.dtype)
-            b_s = tl.dot(b_x, tl.trans(b_r), input_precision="tf32x3")  # (3) across blocks
+            b_write = tl.reshape(b_k, [C, BK]).to(b_v.dtype)
+            b_read = tl.reshape(b_q, [C, BK]).to(b_v.dtype)
+            b_s = tl.dot(b_write, tl.trans(b_read), input_precision="tf32x3")  # (3) across blocks
             o_h = o_c // (BC << level)
             b_A += tl.where((o_h[None, :] == o_h[:, None] + 1) & (o_h[None, :] % 2 == 1), b_s, 0.0)
-            b_q, b_k, b_w = merge(b_q, b_k, b_w, 1 << level)
-        b_x, b_r = tl.reshape(b_k, [C, BK]).to(b_v.dtype), tl.reshape(b_q, [C, BK]).to(b_v.dtype)
-        b_all = tl.sum(tl.where(o_n[:, None] == 0, b_w, 0.0), 0)  # [BK], the same in all blocks
-        b_o = tl.dot(b_S.to(b_v.dtype), tl.trans(b_r), input_precision="tf32x3")  # (3), old part
+            b_q, b_k, b_left = merge(b_q, b_k, b_left, 1 << level)
+        b_write = tl.reshape(b_k, [C, BK]).to(b_v.dtype)
+        b_read = tl.reshape(b_q, [C, BK]).to(b_v.dtype)
+        b_all = tl.sum(tl.where(o_n[:, None] == 0, b_left, 0.0), 0)  # [BK], the same in all blocks
+        b_o = tl.dot(b_S.to(b_v.dtype), tl.trans(b_read), input_precision="tf32x3")  # (3), old part
         b_o = tl.dot(tl.trans(b_v), b_A.to(b_v.dtype), b_o, input_precision="tf32x3")  # (3), A V
-        b_S = tl.dot(tl.trans(b_v), b_x, b_S * b_all, input_precision="tf32x3")  # (4)
+        b_S = tl.dot(tl.trans(b_v), b_write, b_S * b_all, input_precision="tf32x3")  # (4)
         b_o = tl.trans(b_o) + b_own[:, None] * b_v
         tl.store(o + (r[:, None] * (H * V) + o_v), b_o.to(o.dtype.element_ty), mask=m_tv)
     if end is not None:
@@ -234,7 +243,7 @@ def gated_values(
                 if (i_t == 0) | (i_keep % KEEP == 0):
                     o_keep = tl.cdiv(i_keep, KEEP) * K * V
                     b_kept = tl.load(keep + o_keep + o_s, mask=m_s, other=0.0)
-                    b_sum = tl.sum(b_S * b_kept, 0)
+                    b_sum = tl.sum(b_S * b_kept.to(tl.float32), 0)
             elif i_t % KEEP == 0:
                 b_kept = b_S.to(keep.dtype.element_ty)
                 tl.store(keep + i_t // KEEP * K * V + o_s, b_kept, mask=m_s)
@@ -246,10 +255,10 @@ def gated_values(
         b_own = tl.sum(b_q.to(tl.float32) * b_k, 1)[:, None] * b_v  # [C, BV], of a token by itself
         b_A = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3")  # readers down, writers across
         b_old = tl.dot(b_q, b_S.to(b_q.dtype), input_precision="tf32x3")  # [C, BV]
-        b_x = tl.reshape(b_v.to(tl.float32), [N, BC, BV])
+        b_write = tl.reshape(b_v.to(tl.float32), [N, BC, BV])
         b_o = tl.zeros([N, BC, BV], tl.float32)
         b_fade = tl.full([N, BC, BV], 1.0, tl.float32)
-        b_w = tl.full([N, BV], 1.0, tl.float32)
+        b_left = tl.full([N, BV], 1.0, tl.float32)
         for back in tl.range(0, BC, loop_unroll_factor=UNROLL):
             j = BC - 1 - back
             r_j, m_j = walk(i_t + o_n * BC + j, n, C, REVERSE)
@@ -257,24 +266,24 @@ def gated_values(
             b_a = tl.load(g + (r_j[:, None] * g_t + o_v), mask=m_j, other=0.0).to(tl.float32)
             b_a = tl.exp2(b_a * LOG2E)  # [N, BV]
             if AFTER:
-                b_fade, b_w = pass_gate(b_fade, b_w, b_a, o_i > j)
+                b_fade, b_left = pass_gate(b_fade, b_left, b_a, o_i > j)
             b_j = tl.load(v + (r_j[:, None] * v_t + o_v), mask=m_j, other=0.0).to(tl.float32)
             in_j = o_c[None, :] == (o_c // BC * BC + j)[:, None]  # each reader's writer j
             b_s = tl.reshape(tl.sum(tl.where(in_j, b_A, 0.0), 1), [N, BC])[:, :, None]
             b_o += tl.where(o_i > j, b_s * b_fade * b_j[:, None, :], 0.0)
-            b_x = tl.where(o_i == j, b_x * b_w[:, None, :], b_x)
+            b_write = tl.where(o_i == j, b_write * b_left[:, None, :], b_write)
             if not AFTER:
-                b_fade, b_w = pass_gate(b_fade, b_w, b_a, o_i > j - OWN)
+                b_fade, b_left = pass_gate(b_fade, b_left, b_a, o_i > j - OWN)
         for level in tl.static_range(N.bit_length() - 1):
             o_h = o_c // (BC << level)
             b_s = tl.where((o_h[:, None] == o_h[None, :] + 1) & (o_h[:, None] % 2 == 1), b_A, 0.0)
-            b_r = tl.reshape(b_x, [C, BV]).to(b_v.dtype)
-            b_s = tl.dot(b_s.to(b_v.dtype), b_r, input_precision="tf32x3")
+            b_cast = tl.reshape(b_write, [C, BV]).to(b_v.dtype)
+            b_s = tl.dot(b_s.to(b_v.dtype), b_cast, input_precision="tf32x3")
             b_o += b_fade * tl.reshape(b_s, [N, BC, BV])
-            b_fade, b_x, b_w = merge(b_fade, b_x, b_w, 1 << level)
-        b_all = tl.sum(tl.where(o_n[:, None] == 0, b_w, 0.0), 0)  # [BV]
-        b_r = tl.reshape(b_x, [C, BV]).to(b_v.dtype)
-        b_S = tl.dot(tl.trans(b_k), b_r, b_S * b_all, input_precision="tf32x3")  # (4)
+            b_fade, b_write, b_left = merge(b_fade, b_write, b_left, 1 << level)
+        b_all = tl.sum(tl.where(o_n[:, None] == 0, b_left, 0.0), 0)  # [BV]
+        b_cast = tl.reshape(b_write, [C, BV]).to(b_v.dtype)
+        b_S = tl.dot(tl.trans(b_k), b_cast, b_S * b_all, input_precision="tf32x3")  # (4)
         b_o = tl.reshape(b_o, [C, BV]) + b_old * tl.reshape(b_fade, [C, BV])
         if w is not None:
             b_y = tl.load(w + (r[:, None] * w_t + o_v), mask=m_tv, other=0.0).to(tl.float32)
@@ -297,7 +306,6 @@ def gated_values(
 
 # ------------------------------------------------------------------------------------ the wrapper
 
-ALL = (80, 90, 100)
 SCORES = (
     Config(16, 64, 4, 2, 64, 16, ALL, "a small head; loads run ahead of the steps", 4, 4),
     Config(16, 128, 8, 2, 128, 16, (90,), "a whole head: all is read once, ahead of use", 2, 2),
@@ -315,7 +323,6 @@ VALUES = (
     Config(16, 32, 8, 2, 256, 16, ALL, "the widest state", 8),
     Config(16, 16, 4, 2, 64, 32, ALL, "float32 takes three products for one", 8),
 )
-ENDS = Config(32, 32, 8, 2, 256, 16, ALL, "nothing but the state: any width fits")
 
 
 def scores(q, k, v, g, u, starts, L, *, reverse=False, wants_end=False, config=None):
@@ -383,24 +390,15 @@ def values(q, k, v, g, u, starts, L, *, reverse=False, w=None, x=None, keep=None
     numbers = (*strides(q, k, v, g, w), T, H, L)
     gated_values[grid](
         q, k, v, g, u, w, starts, o, x, keep, dg, du, *numbers,
-        BC=config.block, UNROLL=config.unroll, KEEP=KEEP, **fixed(K, V, u, reverse, config),
+        KEEP=KEEP, **fixed(K, V, u, reverse, config), BC=config.block, UNROLL=config.unroll,
     )  # fmt: skip
     return (o, dg, du) if reverse else (o, x, keep)
 
 
 def fixed(K, V, u, reverse, config):
     """What a kernel is compiled for."""
-    return {
-        "K": K,
-        "V": V,
-        "REVERSE": reverse,
-        "BONUS": u is not None,
-        "C": config.chunk,
-        "BK": padded(K),
-        "BV": config.tile,
-        "num_warps": config.warps,
-        "num_stages": config.stages,
-    }
+    what = {"K": K, "V": V, "REVERSE": reverse, "BONUS": u is not None, "BK": padded(K)}
+    return what | config.launch()
 
 
 def entering(k, v, g, S, u, L, reverse=False):
@@ -410,11 +408,10 @@ def entering(k, v, g, S, u, L, reverse=False):
     S = start(S, k, v)
     if N == 1:
         return S[:, :, None]
-    starts, total = S.new_empty(B, H, N, K, V), S.new_empty(B, H, N, K)
+    left, total = S.new_empty(B, H, N, K, V), S.new_empty(B, H, N, K)
     grid = (N * B * H * triton.cdiv(V, ENDS.tile),)
-    ends[grid](k, v, g, starts, total, *strides(k, v, g), T, H, L, **fixed(K, V, u, reverse, ENDS))
-    join[B * H, triton.cdiv(K, 32), triton.cdiv(V, 32)](S, starts, total, N, K, V, K, 32, 32)
-    return starts
+    ends[grid](k, v, g, left, total, *strides(k, v, g), T, H, L, **fixed(K, V, u, reverse, ENDS))
+    return joined(S, left, total)
 
 
 def all_scores(q, k, v, g, u, starts, L, **how):
@@ -450,7 +447,7 @@ class VectorDecay(torch.autograd.Function):
     def backward(ctx, do, dS):  # noqa: D102
         *given, end = ctx.saved_tensors
         g, u, S = given[3:]
-        q, k, v, do = ready(*given[:3], do)
+        q, k, v, do = ready(*given[:3], do.contiguous())
         starts = entering(k, v, g, S, u, ctx.L)
         later = entering(q, do, g, dS, u, ctx.L, reverse=True)
         dv, dS_0 = all_scores(k, q, do, g, u, later, ctx.L, reverse=True, wants_end=True)
@@ -507,4 +504,5 @@ def chunked(
     if not v.shape[0] * v.shape[1]:  # no tokens
         return v.clone(), start(S, k, v)
     u = u if u is None else u.contiguous()
-    return VectorDecay.apply(q, k, v, *ready(g), u, S, segments)
+    with torch.cuda.device_of(v):
+        return VectorDecay.apply(q, k, v, *ready(g), u, S, segments)

@@ -1,4 +1,4 @@
-"""``python -m linviz tour | test | lint | lab | book | handout | bench``: make, without make."""
+"""``python -m linviz tour | test | lint | lab | book | handout | bench | gpu | xray``."""
 
 import argparse
 import os
@@ -48,15 +48,27 @@ def main(argv=None):
         "handout": "write the notebooks without solutions into build/handout",
     }.items():
         commands.add_parser(name, help=text, description=text)
-    commands.add_parser("bench", help="time the forms (`bench cpu`)", add_help=False)
+    commands.add_parser("bench", help="time the forms (`bench cpu`, `bench gpu`)", add_help=False)
+    commands.add_parser("xray", help="compile the kernels without a GPU", add_help=False)
+    commands.add_parser("gpu", help="tests, notebooks and benchmark on a GPU", add_help=False)
+    argv = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel
+    if list(argv[:1]) == ["gpu"]:  # argparse would swallow its `--`
+        from linviz import gpu
+
+        return gpu.main(argv[1:])
     args, rest = parser.parse_known_args(argv)
     if args.command == "bench":
         from linviz import bench
 
         return bench.main(rest)
+    if args.command == "xray":
+        os.environ["TRITON_INTERPRET"] = "0"  # kernels are compiled, not interpreted
+        from linviz.kernels import xray
+
+        return xray.main(rest)
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel
     commands = {"tour": tour, "test": test, "lint": lint, "lab": lab}
     commands |= {"book": book, "book-test": book_test, "handout": handout}
     return commands[args.command](repository())
@@ -87,12 +99,17 @@ def test(folder):
     need("nbval", '-e ".[notebooks]" --group test')
     failed = lint(folder)
     failed |= run(folder, "pytest", "-n", "logical", "--maxprocesses", "8")
-    lax = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120"]
-    plain = ["-o", "addopts=", "-p", "no:cacheprovider"]
-    failed |= run(folder, "pytest", *plain, *lax, "-n", "2", "--dist", "loadscope", "notebooks")
+    failed |= notebooks(folder)
     failed |= book_test(folder)
     print("linviz test:", "FAILED" if failed else "all passed", flush=True)
     return failed
+
+
+def notebooks(folder):
+    """Every cell of the notebooks runs."""
+    lax = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "120"]
+    plain = ["-o", "addopts=", "-p", "no:cacheprovider"]
+    return run(folder, "pytest", *plain, *lax, "-n", "2", "--dist", "loadscope", "notebooks")
 
 
 def run(folder, *command):

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -33,9 +34,14 @@ AT_LEAST, SECONDS = 4, 1.0  # turns that count, and how long to go on with more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark, print a table, write JSON."""
+    """Run the benchmark, print a table, write JSON; `gpu` has its own file."""
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:1]) == ["gpu"]:
+        from linviz import bench_gpu
+
+        return bench_gpu.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m linviz bench", description=__doc__)
-    parser.add_argument("where", choices=["cpu"])
+    parser.add_argument("where", choices=["cpu", "gpu"], help="`gpu --help` has its own options")
     mechanisms = [m for m in REGISTRY if m.has("chunked")]
     names = [m.name for m in mechanisms]
     parser.add_argument("--only", nargs="+", choices=names, default=names, help="these mechanisms")
@@ -56,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     about = machine()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    about |= {"sizes": SIZES | {"N": 16}, "states": STATES, "chunk": 64, "dtype": "float32"}
     print(header())
     rows = []
     for m, T, backward in (bar := tqdm(cases, leave=False)):
@@ -65,17 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         bar.write(line(rows[-1]))
         if args.output:  # after every case: a run that is stopped has kept what it measured
-            save(args.output, about, rows)
+            save(args.output, about, "milliseconds", rows)
     return 0
 
 
-def save(path: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Machine, shapes and milliseconds as JSON, a line a case."""
-    shapes = {"sizes": SIZES | {"N": 16}, "states": STATES, "chunk": 64, "dtype": "float32"}
-    head = json.dumps(about | shapes, indent=1).removesuffix("\n}")
-    cases = ",\n  ".join(json.dumps(row) for row in rows)
+def save(path: Path, head: dict[str, Any], name: str, rows: list[dict[str, Any]]) -> None:
+    """Machine, shapes and what was measured as JSON, a line a row; `name` names the rows."""
+    start = json.dumps(head, indent=1).removesuffix("\n}")
+    lines = ",\n  ".join(json.dumps(row) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{head},\n "milliseconds": [\n  {cases}\n ]\n}}\n')
+    path.write_text(f'{start},\n "{name}": [\n  {lines}\n ]\n}}\n')
 
 
 def measure(m: Mechanism, T: int, backward: bool, peers: bool) -> dict[str, float]:
@@ -116,14 +122,18 @@ def differentiate(o: Tensor, inputs: Sequence[Tensor]) -> None:
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on."""
-    names = ("torch", "transformers", "numpy")
-    found = {name: version(name) for name in names}
     return {
         "date": date.today().isoformat(),
         "device": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-    } | {name: text for name, text in found.items() if text}
+    } | versions("torch", "transformers", "numpy")
+
+
+def versions(*names: str) -> dict[str, str]:
+    """The versions of those of these packages that are installed."""
+    found = {name: version(name) for name in names}
+    return {name: text for name, text in found.items() if text}
 
 
 def version(name: str) -> str:

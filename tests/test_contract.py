@@ -88,6 +88,19 @@ def narrow_state(S):
     return narrow(S)[0] if isinstance(S, torch.Tensor) else tuple(narrow(*S))
 
 
+def kernel(m):
+    """The triton form where it runs: on the GPU if there is one; results come back here."""
+    if not torch.cuda.is_available():
+        return m.triton
+    each = lambda x, place: tuple(y.to(place) for y in x) if isinstance(x, tuple) else x.to(place)
+
+    def run(*inputs, S=None):
+        o, S = m.triton(*each(inputs, "cuda"), S=S if S is None else each(S, "cuda"))
+        return o.cpu(), each(S, "cpu")
+
+    return run
+
+
 def numbers(m, o, S):
     """Everything that must agree; RWKV-4's state is only unique once its exponent is put back."""
     parts = [S] if isinstance(S, torch.Tensor) else list(S)
@@ -174,7 +187,7 @@ def test_options_agree_too(m):
     for form in forms(m).values():
         agree(gradients(m, form, inputs, S), truth, TOLERANCE[torch.float64])
     if m.kernel:
-        found = gradients(m, m.triton, narrow(*inputs), narrow_state(S))
+        found = gradients(m, kernel(m), narrow(*inputs), narrow_state(S))
         agree(found, truth, TOLERANCE[torch.float32])
 
 
@@ -184,7 +197,7 @@ def test_triton_agrees_with_the_recurrence(m, T):
     """Outputs, states and all gradients, in Triton's interpreter where there is no GPU."""
     inputs, S = example(m, T)
     truth = gradients(m, m.recurrent, inputs, S)
-    found = gradients(m, m.triton, narrow(*inputs), narrow_state(S))
+    found = gradients(m, kernel(m), narrow(*inputs), narrow_state(S))
     agree(found, truth, TOLERANCE[torch.float32])
 
 
@@ -195,7 +208,7 @@ def test_triton_stays_right_at_extreme_gates(m, gate):
     truth = gradients(m, m.recurrent, inputs, S)
     if m.name == "mamba2" and gate in (-math.inf, "mixed"):
         truth = numbers(m, *m.recurrent(*inputs, S=S))  # d/d dt of e^(dt A) is -inf * 0 there
-    found = gradients(m, m.triton, narrow(*inputs), narrow_state(S))[: len(truth)]
+    found = gradients(m, kernel(m), narrow(*inputs), narrow_state(S))[: len(truth)]
     greatest = max(x.abs().max().item() for x in truth)
     agree(found, truth, TOLERANCE[torch.float32], least=greatest)
 
@@ -212,8 +225,8 @@ def test_triton_at_any_shape_and_split(m, data):
     truth = numbers(m, *m.recurrent(*(x.double() for x in inputs)))
     t = draw("split", 1, T - 1)
     cut = lambda a, b: [x[:, a:b] if s.timed else x for x, s in zip(inputs, m.inputs, strict=True)]
-    first, S = m.triton(*cut(0, t))
-    then, after = m.triton(*cut(t, T), S=S)
+    first, S = kernel(m)(*cut(0, t))
+    then, after = kernel(m)(*cut(t, T), S=S)
     agree(numbers(m, torch.cat([first, then], 1), after), truth, TOLERANCE[torch.float32])
     token = [x[:, t] if s.timed else x for x, s in zip(inputs, m.inputs, strict=True)]
     agree([m.step(*token, S)[0]], [truth[0][:, t]], TOLERANCE[torch.float32])
@@ -223,12 +236,12 @@ def test_triton_at_any_shape_and_split(m, data):
 def test_triton_reads_any_strides(m):
     """Heads first, time last, parts of a wider tensor: the same numbers, and nothing is changed."""
     inputs = m.example(20, **sizes(m))
-    o, _ = m.triton(*inputs)
+    o, _ = kernel(m)(*inputs)
     turned = [x.movedim(-1, 0).contiguous().movedim(0, -1) for x in inputs]
     wider = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in inputs]
     for other in (turned, wider):
         before = [x.clone() for x in other]
-        assert torch.equal(m.triton(*other)[0], o)
+        assert torch.equal(kernel(m)(*other)[0], o)
         assert all(torch.equal(x, y) for x, y in zip(other, before, strict=True))
 
 
@@ -347,8 +360,8 @@ def test_causal(m):
     """No output depends on a later input: exactly, and to 1e-14 where an FFT computes it."""
     wide, S_wide = example(m, 200)
     for name in m.forms:
-        kernel = name == "triton"
-        inputs, S = (narrow(*wide), narrow_state(S_wide)) if kernel else (wide, S_wide)
+        narrowed = name == "triton"
+        inputs, S = (narrow(*wide), narrow_state(S_wide)) if narrowed else (wide, S_wide)
         inputs = [x.detach().requires_grad_() for x in inputs]
         o, _ = getattr(m, name)(*inputs, S=S)
         timed = [x for x, s in zip(inputs, m.inputs, strict=True) if s.timed]

@@ -229,6 +229,23 @@ def test_mixed_types(kind):
     assert [x.dtype for x in gradients] == kinds
 
 
+@pytest.mark.parametrize("kind", ["data", "bonus"])
+def test_gradients_at_any_strides(kind):
+    """Channels that do not lie side by side, in everything that is read forward and back."""
+    given, u = inputs(kind, 40, 5, 3)
+    kernel, _ = both(kind)
+    apart = lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1)
+    leaves = [[x.clone().requires_grad_() for x in given] for _ in range(2)]
+    turned = [apart(x) for x in leaves[1]]
+    assert turned[0].stride(-1) != 1
+    found = []
+    for n, x in enumerate((leaves[0], turned)):
+        o, S = kernel(*x, **({} if u is None else {"u": u}))
+        loss = (o * (apart(o.detach()) if n else o.detach())).sum() + S.sum()
+        found.append(torch.autograd.grad(loss, leaves[n]))
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
+
+
 def test_no_tokens_no_batch():
     for kind in ("fixed", "vector"):
         for B, T in ((0, 5), (2, 0)):
