@@ -26,7 +26,7 @@ from torch import Tensor
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)  # e^x = 2^(x log2 e): exp2 is an instruction
 KINDS = (torch.float32, torch.float16, torch.bfloat16)
 CHANNELS = 256  # key channels, and value channels, that fit on chip
-KEEP = 256  # tokens between two states that are kept for the gradient of gates
+KEEP = 384  # tokens between two states that are kept for the gradient of gates; whole chunks
 SEGMENT = 1024  # tokens that a segment has at least: shorter, and its states outweigh its tokens
 
 
@@ -161,11 +161,10 @@ def interpreted() -> bool:
 def kept(k: Tensor, v: Tensor) -> Tensor:
     """Room for the states before times 0, KEEP, 2 KEEP, ..., and for the one at the end.
 
-    Half the digits are enough for them, but float16 has not the range.
+    In float32: S . dS adds up K V terms of both signs, and half the digits would show.
     """
     (B, T, H, K), V = k.shape, v.shape[3]
-    kind = torch.float32 if k.dtype == torch.float32 else torch.bfloat16
-    return k.new_empty(B, H, triton.cdiv(T, KEEP) + 1, K, V, dtype=kind)
+    return k.new_empty(B, H, triton.cdiv(T, KEEP) + 1, K, V, dtype=torch.float32)
 
 
 def joined(S: Tensor, ends: Tensor, total: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def sweep(
             i_border = tl.cdiv(n, C) * C - i_t if REVERSE else i_t
             if (i_t == 0) | (i_border % KEEP == 0):
                 o_keep = (i_keep + tl.cdiv(i_border, KEEP)) * K * V + o_s
-                tl.store(keep + o_keep, b_S.to(keep.dtype.element_ty), mask=m_s)
+                tl.store(keep + o_keep, b_S, mask=m_s)
         r, m = walk(i_t + o_c, n, C, REVERSE)
         m_tk, m_tv = m[:, None] & m_k, m[:, None] & m_v
         b_q = tl.load(q + (r[:, None] * q_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
@@ -306,7 +306,7 @@ def gate_gradient(d: Tensor, S: Tensor, dS: Tensor) -> Tensor:
         dS: their gradients.
     """
     T, n = d.shape[1], S.shape[2]
-    after = torch.einsum("bhnvk,bhnvk->bnh", S.float(), dS.float())[:, :, None]
+    after = torch.einsum("bhnvk,bhnvk->bnh", S, dS)[:, :, None]
     d = F.pad(d, (0, 0, 0, n * KEEP - T)).unflatten(1, (n, KEEP))
     return (d.flip(2).cumsum(2).flip(2) + after).flatten(1, 2)[:, :T]
 

@@ -243,10 +243,9 @@ def gated_values(
                 if (i_t == 0) | (i_keep % KEEP == 0):
                     o_keep = tl.cdiv(i_keep, KEEP) * K * V
                     b_kept = tl.load(keep + o_keep + o_s, mask=m_s, other=0.0)
-                    b_sum = tl.sum(b_S * b_kept.to(tl.float32), 0)
+                    b_sum = tl.sum(b_S * b_kept, 0)
             elif i_t % KEEP == 0:
-                b_kept = b_S.to(keep.dtype.element_ty)
-                tl.store(keep + i_t // KEEP * K * V + o_s, b_kept, mask=m_s)
+                tl.store(keep + i_t // KEEP * K * V + o_s, b_S, mask=m_s)
         r, m = walk(i_t + o_c, n, C, REVERSE)
         m_tk, m_tv = m[:, None] & m_k, m[:, None] & m_v
         b_q = tl.load(q + (r[:, None] * q_t + o_k), mask=m_tk, other=0.0)  # [C, BK]
