@@ -138,8 +138,8 @@ FAULTS = [
     Fault(
         "kernel: writers do not fade where blocks merge",
         "kernels/vector_decay.py",
-        "b_x *= tl.where(on_right, 1.0, b_other)[:, None, :]",
-        "b_x *= 1.0",
+        "b_write *= tl.where(on_right, 1.0, b_other)[:, None, :]",
+        "b_write *= 1.0",
         KERNELS,
     ),
     Fault(
