@@ -216,3 +216,8 @@ def test_the_files_that_a_contributor_edits_exist():
     rooms = {path.stem for path in (ROOT / "linviz" / "recurrences").glob("[a-z]*.py")}
     table = {row[0].strip("`") for row in columns("add_a_mechanism", "| recurrence | the step |")}
     assert {m.recurrence for m in lv.registry} - {""} == table <= rooms
+
+
+def test_every_page_stands_in_the_table_of_contents():
+    listed = re.findall(r"file: book/(\w+)$", (BOOK / "_toc.yml").read_text(encoding="utf-8"), re.M)
+    assert sorted([*listed, "index"]) == sorted(PAGES)
