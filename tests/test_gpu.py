@@ -15,10 +15,9 @@ from linviz import recurrences
 
 DEVICE = os.environ.get("LINVIZ_GPU_TESTS_ON", "cuda")
 ON_GPU = DEVICE == "cuda"
-pytestmark = pytest.mark.skipif(
-    ON_GPU and not torch.cuda.is_available(),
-    reason="NO GPU: LINVIZ_GPU_TESTS_ON=cpu runs these tests in Triton's interpreter",
-)
+if ON_GPU and not torch.cuda.is_available():
+    reason = "NO GPU: LINVIZ_GPU_TESTS_ON=cpu runs these tests in Triton's interpreter"
+    pytest.skip(reason, allow_module_level=True)
 pytest.importorskip("triton", reason="NO TRITON")
 
 from linviz.kernels import launch, scalar_decay, vector_decay  # noqa: E402
