@@ -48,7 +48,7 @@ def test_kernels_import_from_anywhere(tmp_path):
 
 
 # A room, and the rooms that it may import. `linviz` is the public face.
-BASE = {"inputs", "moves", "mechanism"}
+BASE = {"inputs", "moves", "mechanism", "listening"}
 ROOMS = BASE | {"recurrences", "mechanisms"}
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -57,10 +57,12 @@ MAY_IMPORT = {
     "inputs": set(),
     "moves": {"inputs"},
     "mechanism": {"inputs", "moves"},
+    "listening": {"mechanism"},
+    "tracing": BASE,
     "mechanisms": ROOMS,
     "layers": ROOMS | {"layers"},
-    "models": ROOMS | {"layers", "models"},
-    "viz": BASE | {"viz"},
+    "models": ROOMS | {"layers", "models", "checkpoints"},
+    "viz": BASE | {"viz", "tracing"},
     "viz.play": BASE | {"viz", "mechanisms", "linviz"},
 }
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from linviz.mechanism import Trace
-from linviz.viz.arguments import count_note, joined
+from linviz.viz.arguments import by_name, count_note, joined
 from linviz.viz.ink import INK
 from linviz.viz.magnitudes import (
     Layers,
@@ -47,6 +47,7 @@ from linviz.viz.matrices import (
 from linviz.viz.moving import Lines, Rows, count_by
 from linviz.viz.picture import Picture
 from linviz.viz.scrubber import Scrubber
+from linviz.viz.traced import takes_models
 
 MOST_COLUMNS = 512  # columns of a map: at book width each has a pixel; more are shown in blocks
 MOST_LAYERS = 6  # maps in one picture; of more layers some are shown
@@ -60,7 +61,11 @@ PARTS = {"q": "query", "k": "key", "v": "value", "o": "output", "g": "decay", "w
 def take(x: Any, part: str | None, head: int, batch: int, name: str = "x") -> tuple[Layers, str]:
     """Layers by name, or that part of a trace (its output); and the name of their channel axis."""
     if not isinstance(x, Trace):
-        return as_layers(x, name), "channel d"
+        named = dict(by_name(name, x))
+        for key, y in named.items():
+            if isinstance(y, Trace):
+                (named[key],) = take(y, part, head, batch, name)[0].values()
+        return as_layers(named, name), "channel d"
     part = part or x.mechanism.output.name
     picked = read(x, name, "t d", part=part, head=head, batch=batch)
     axis = x.letters(part).split()[-1]
@@ -132,6 +137,7 @@ def norm_lines(layers: Layers) -> Lines:
 SCALES = ("auto", "linear", "clip", "symlog")
 
 
+@takes_models(every=True, part="x")
 def activation_map(
     x: Array,
     *,
@@ -145,7 +151,8 @@ def activation_map(
     """Draw activations token by channel, and the norm of each token.
 
     Args:
-        x: [t, d]; name -> [t, d] for several layers with the same t, on one scale; or a Trace.
+        x: [t, d]; name -> [t, d] or Trace for several layers with the same t, on one scale; or a
+            Trace.
         part: of a trace, the entry to take; None takes the output.
         head: of a trace, which head.
         batch: of a trace, which sequence.
@@ -183,6 +190,7 @@ def thin_layers(layers: Layers) -> Layers:
 # -------------------------------------------------------------------------- q, k, v; two on a scale
 
 
+@takes_models()
 def qkv_stripes(
     q: Array,
     k: Array = None,
@@ -242,6 +250,7 @@ def qkv_stripes(
     return Scrubber(rows, alt=alt, caption=caption, note=note, tokens=tokens)
 
 
+@takes_models("a", "b", part="x")
 def compare(
     a: Array,
     b: Array,
@@ -303,6 +312,7 @@ def compare(
 # ---------------------------------------------------------------------- magnitudes of the channels
 
 
+@takes_models(every=True, part="x")
 def channel_magnitude(
     x: Array,
     *,
@@ -320,7 +330,7 @@ def channel_magnitude(
     give the maximum of each layer and channel, as a heat map.
 
     Args:
-        x: [t, d]; name -> [t, d] for several layers; or a Trace.
+        x: [t, d]; name -> [t, d] or Trace for several layers; or a Trace.
         part: of a trace, the entry to take; None takes the output.
         head: of a trace, which head.
         batch: of a trace, which sequence.
@@ -425,6 +435,7 @@ def _layer_map(x: np.ndarray, names: list[str], at: np.ndarray, axis: str, d: in
 # ------------------------------------------------------------------------------ massive activations
 
 
+@takes_models(every=True, part="x")
 def massive_activations(
     x: Array,
     *,
@@ -440,7 +451,7 @@ def massive_activations(
     and the median of each layer.
 
     Args:
-        x: [t, d]; name -> [t, d] for several layers; or a Trace.
+        x: [t, d]; name -> [t, d] or Trace for several layers; or a Trace.
         part: of a trace, the entry to take; None takes the output.
         head: of a trace, which head.
         batch: of a trace, which sequence.
@@ -564,6 +575,7 @@ def layer_ticks(ax: Axes, names: list[str], what: str = "layer") -> None:
 # ------------------------------------------------------------------------------------ distributions
 
 
+@takes_models(every=True, part="x")
 def distributions(
     layers: Any, *, parts: Sequence[str] | None = None, head: int = 0, batch: int = 0
 ) -> Picture:
@@ -573,7 +585,7 @@ def distributions(
     axis that is logarithmic on both sides of 0; below stands the `kurtosis`.
 
     Args:
-        layers: name -> [t, d], each with its own d; one [t, d]; or a Trace.
+        layers: name -> [t, d] or Trace, each with its own d; one [t, d]; or a Trace.
         parts: of a trace, the entries to take; None takes its inputs that depend on time, and its
             output.
         head: of a trace, which head.
@@ -582,8 +594,10 @@ def distributions(
     Returns:
         A Picture.
     """
-    taken = _parts(layers, parts, head, batch) if isinstance(layers, Trace) else None
-    taken = taken or as_layers(layers, "layers")
+    if isinstance(layers, Trace):
+        taken = _parts(layers, parts, head, batch)
+    else:
+        taken, _ = take(layers, None, head, batch, "layers")
     bands = {name: value_quantiles(x) for name, x in taken.items()}
     tails = {name: kurtosis(x) for name, x in taken.items()}
     seen = np.abs(np.concatenate([finite(x) for x in taken.values()]))

@@ -18,6 +18,7 @@ from linviz.viz.ink import INK
 from linviz.viz.magnitudes import finite
 from linviz.viz.matrices import AXES, Array, Number, array, heat
 from linviz.viz.picture import Picture
+from linviz.viz.traced import takes_models
 
 MOST_ROWS = 64  # rows of gate histograms; more are pooled
 
@@ -107,6 +108,7 @@ def gate_extremes(a: Array, *, extreme: Number = 0.01, log: bool = False) -> np.
 # -------------------------------------------------------------------------------------------- gates
 
 
+@takes_models()
 def gate_histogram(
     a: Array,
     *,

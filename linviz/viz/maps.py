@@ -50,6 +50,7 @@ from linviz.viz.sparsity import (
     sink_share,
     top_k_mass,
 )
+from linviz.viz.traced import takes_models
 
 # -------------------------------------------------------------------------- maps, ready to be drawn
 
@@ -186,6 +187,7 @@ MOST_MAPS = 8  # below one another
 AVERAGED = 512  # rows over which a picture averages
 
 
+@takes_models(brief=True, several=True)
 def attention(
     x: Any,
     *,
@@ -296,6 +298,7 @@ def measure_lines(maps: Mapping[str, Map], measures: Sequence[str]) -> list[Line
     ]
 
 
+@takes_models(brief=True, every=True)
 def sparsity_measures(
     x: Any,
     *,
@@ -343,6 +346,7 @@ def sparsity_measures(
     )
 
 
+@takes_models(brief=True, every=True)
 def top_mass(
     x: Any,
     *,
@@ -407,6 +411,7 @@ def top_mass(
     )
 
 
+@takes_models(brief=True, every=True)
 def head_summary(
     x: Any,
     *,
@@ -497,6 +502,7 @@ def open_stack(x: Any, name: str, readers: Array | None, batch: int) -> tuple[An
     return stack, times, f"Averages over {len(times)} of {total} readers." if few else ""
 
 
+@takes_models(brief=True, several=True)
 def context_length(
     x: Any,
     *,
@@ -599,6 +605,7 @@ def draw_spans(
     right.legend(fontsize="small")
 
 
+@takes_models("attention", brief=True)
 def selection(
     keep: Any,
     *,

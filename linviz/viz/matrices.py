@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from linviz.mechanism import Trace
 from linviz.viz.ink import INK, MAPS
 from linviz.viz.picture import Picture
+from linviz.viz.traced import takes_models
 
 Array = Any  # a torch tensor, a numpy array, or a list of numbers
 Number = float | int
@@ -77,6 +78,7 @@ def _plain(x: Array) -> Array:
     return x.double() if x.is_floating_point() else x
 
 
+@takes_models()
 def read(
     x: Array,
     name: str,
@@ -448,6 +450,7 @@ def describe(states: Mapping[str, np.ndarray]) -> str:
     return "Heat map of " * (len(said) == 1) + "Heat maps: " * (len(said) > 1) + "; ".join(said)
 
 
+@takes_models()
 def film_strip(
     S: Array, *, at: Sequence[int] | None = None, most: int = 8, **options: Any
 ) -> Picture:

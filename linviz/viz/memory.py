@@ -19,6 +19,7 @@ from torch import Tensor
 from linviz.mechanism import Trace
 from linviz.viz.arguments import numbers, within
 from linviz.viz.matrices import Array, Number
+from linviz.viz.traced import takes_models
 
 MAIN = {"h3": "h", "lstm": "c"}  # the part that carries the memory, where it is not the first
 
@@ -97,6 +98,7 @@ def some(at: Array | None) -> Any:
 # ---------------------------------------------------------------------------- the size of a state
 
 
+@takes_models()
 def state_norm(S: Array | Trace, **which: Any) -> np.ndarray:
     """Measure how large a state is: the root of the sum of squares (the Frobenius norm).
 
@@ -111,6 +113,7 @@ def state_norm(S: Array | Trace, **which: Any) -> np.ndarray:
     return np.sqrt((np.abs(S) ** 2).reshape(len(S), -1).sum(1))
 
 
+@takes_models()
 def singular_spectrum(S: Array | Trace, **which: Any) -> np.ndarray:
     """Find the singular values of a state at each time.
 
@@ -132,6 +135,7 @@ def matrix_path(S: Array | Trace, **which: Any) -> np.ndarray:
     return numbers(state_path(S, **which), "S", "t k v")
 
 
+@takes_models()
 def effective_rank(S: Array | Trace, **which: Any) -> np.ndarray:
     """Count the directions a state uses, weighed: e to the entropy of its singular values.
 
@@ -157,6 +161,7 @@ def entropy_count(sigma: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(total[..., 0]), np.nan, known)
 
 
+@takes_models()
 def stable_rank(S: Array | Trace, **which: Any) -> np.ndarray:
     """Divide the sum of the squared singular values by the largest of the squares.
 
@@ -176,6 +181,7 @@ def stable_rank(S: Array | Trace, **which: Any) -> np.ndarray:
     return (share**2).sum(1)
 
 
+@takes_models()
 def state_moments(S: Array | Trace, **which: Any) -> tuple[np.ndarray, np.ndarray]:
     """Take the mean and the variance of each key channel's row of the state, at each time.
 
@@ -191,6 +197,7 @@ def state_moments(S: Array | Trace, **which: Any) -> tuple[np.ndarray, np.ndarra
         return S.mean(2), S.var(2)
 
 
+@takes_models()
 def collapse_ratio(S: Array | Trace, length: int, **which: Any) -> np.ndarray:
     """Measure how far each key channel grows past all that was seen up to a training length.
 
@@ -382,6 +389,7 @@ READERS = {
 }
 
 
+@takes_models()
 def carried(trace: Trace, *, head: int = 0, batch: int = 0, at: Array | None = None) -> np.ndarray:
     """Take the state that `steps` carries on: the main part, see `state_path`.
 
@@ -413,6 +421,7 @@ def given_steps(x: Array, written: Array | None, head: int, batch: int) -> Steps
     return Steps(A, marks) if A.ndim == 2 else Steps(np.ones((1, 1)), marks, turn=A)
 
 
+@takes_models()
 def transition(
     trace: Trace, *, head: int = 0, batch: int = 0, at: Array | None = None
 ) -> np.ndarray:
@@ -431,6 +440,7 @@ def transition(
     return steps(trace, head, batch).matrices(some(at))
 
 
+@takes_models()
 def transition_spectrum(
     x: Array | Trace, *, head: int = 0, batch: int = 0, at: Array | None = None
 ) -> np.ndarray:
@@ -457,6 +467,7 @@ def transition_spectrum(
     return np.take_along_axis(values.astype(complex), order, 1)
 
 
+@takes_models()
 def retention(
     x: Array | Trace,
     *,

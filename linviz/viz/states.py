@@ -42,6 +42,7 @@ from linviz.viz.memory import (
 from linviz.viz.moving import MOST_CELLS, MOST_FRAMES, MOST_ROWS, Frames, Lines, Points, Rows
 from linviz.viz.picture import Picture
 from linviz.viz.scrubber import Scrubber
+from linviz.viz.traced import takes_models
 
 CURVES = 6  # lines of one kind in a panel
 WORKING = 2**25  # numbers of the states that are held while measuring
@@ -114,6 +115,7 @@ def of_what(x: Array | Trace, head: int) -> str:
 # ------------------------------------------------------------------------------ the state itself
 
 
+@takes_models()
 def state(
     x: Array | Trace,
     *,
@@ -171,6 +173,7 @@ def state(
     return scrubber(shown, at, T, tokens=tokens, start=start, alt=alt, caption=caption)
 
 
+@takes_models()
 def labelled_state(
     x: Array | Trace,
     *,
@@ -220,6 +223,7 @@ def labelled_state(
     return picture
 
 
+@takes_models("a", "b")
 def state_difference(
     a: Array | Trace,
     b: Array | Trace,
@@ -289,6 +293,7 @@ def state_difference(
 # ------------------------------------------------------------------------------ its measures
 
 
+@takes_models(every=True)
 def state_measures(
     x: Array | Trace | Mapping[str, Array | Trace],
     *,
@@ -336,6 +341,7 @@ def state_measures(
     )
 
 
+@takes_models()
 def singular_values(
     x: Array | Trace,
     *,
@@ -382,6 +388,7 @@ def singular_values(
     )
 
 
+@takes_models()
 def state_collapse(
     x: Array | Trace,
     length: int,
@@ -444,6 +451,7 @@ def state_collapse(
 # ------------------------------------------------------------------------------ all of it, linked
 
 
+@takes_models()
 def linked(
     trace: Array | Trace,
     *,

@@ -45,6 +45,7 @@ from linviz.viz.states import (
     scrubber,
     whose,
 )
+from linviz.viz.traced import takes_models
 
 DOTS = 256  # channels of one head that are drawn as dots
 ERASING = ("delta_rule", "rank_one")
@@ -61,6 +62,7 @@ def simplified(x: Array | Trace, head: int, batch: int) -> str:
     return sentence(steps(x, head, batch).note) if isinstance(x, Trace) else ""
 
 
+@takes_models()
 def eigenvalues(
     x: Array | Trace,
     *,
@@ -105,6 +107,7 @@ def eigenvalues(
     )
 
 
+@takes_models()
 def retention_curves(
     x: Array | Trace,
     *,
@@ -162,6 +165,7 @@ def retention_curves(
 # ---------------------------------------------------------------------------------- half-lives
 
 
+@takes_models()
 def half_lives(
     x: Array | Trace,
     *,
@@ -281,6 +285,7 @@ def mark_forever(top: Axes, bottom: Axes, scale: Sequence[float], shown: bool) -
 # ---------------------------------------------------------------------------------- size in use
 
 
+@takes_models()
 def state_size_used(
     x: Array | Trace,
     *,

@@ -31,6 +31,7 @@ from linviz.viz.matrices import (
 )
 from linviz.viz.picture import Picture
 from linviz.viz.shapes import SMALLEST
+from linviz.viz.traced import takes_models
 
 MOST = 256  # rows and columns shown
 
@@ -135,6 +136,7 @@ def shown(A: np.ndarray, most: int = MOST) -> tuple[np.ndarray, np.ndarray, str]
 # -------------------------------------------------------------------------------------- drawn
 
 
+@takes_models(brief=True)
 def triangle(
     A: Array,
     *,
@@ -295,6 +297,7 @@ def no_matrix(ax: Axes, why: str) -> None:
     ax.text(0.5, 0.5, why, ha="center", va="center", fontsize=SMALLEST + 0.5, bbox=card)
 
 
+@takes_models()
 def semiseparable(
     a: Array,
     *,
