@@ -258,8 +258,12 @@ def main(argv: Sequence[str]) -> int:
     real.add_argument("--revision", help="branch, tag or commit on the hub")
     real.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
+    # in a clone transformers would take our folder kernels/ for the package of that name
+    sys.path = [p for p in sys.path if not Path(p, "kernels", "launch.py").is_file()]
     if find_spec("transformers"):
-        import_module("transformers").logging.disable_progress_bar()
+        logging = import_module("transformers").logging
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
     rows = specimens()
     if args.command == "check":
         try:
@@ -272,5 +276,7 @@ def main(argv: Sequence[str]) -> int:
         print(row, flush=True)
         failed |= not row.ok
     if args.command == "parity":
-        print(FLA)
+        print(
+            FLA if find_spec("rwkv") else f"{FLA}\nRWKV's .pth files: pip install rwkv to compare"
+        )
     return failed

@@ -42,10 +42,10 @@ class Task(ABC):
             rng: a generator on the CPU; the same state gives the same sequences.
 
         Returns:
-            inputs: ids [B, T] (int64), or vectors [B, T, channels].
-            labels: [B, T] (int64), IGNORE (-100) where nothing is asked; for Regression numbers,
-                NaN where nothing is asked. `outputs[:, t]` should predict `labels[:, t]`: no shift
-                is left to do.
+            Inputs and labels. Inputs are ids [B, T] (int64), or vectors [B, T, channels]. Labels
+            [B, T] (int64) are IGNORE (-100) where nothing is asked; for Regression they are
+            numbers, NaN where nothing is asked. `outputs[:, t]` should predict `labels[:, t]`: no
+            shift is left to do.
 
         Raises:
             ValueError: batch is below 1.

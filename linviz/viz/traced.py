@@ -37,7 +37,8 @@ def takes_models(
         takes = names or (next(iter(signature.parameters)),)
 
         @functools.wraps(function)
-        def with_layer(*args: Any, layer: Which = None, **kwargs: Any) -> Any:
+        def with_layer(*args: Any, **kwargs: Any) -> Any:
+            layer: Which = kwargs.pop("layer", None)
             if not any(models(x) for x in (*args, *kwargs.values())):
                 if layer is not None:
                     raise ValueError("layer: wanted None without a model's trace (lv.trace)")
@@ -61,6 +62,7 @@ def takes_models(
                 made.caption, made.alt = f"{which} {made.caption}", f"{which} {made.alt}"
             return made
 
+        del with_layer.__wrapped__  # whose source has no `layer`, and Sphinx reads the source
         with_layer.__signature__ = with_parameter(signature)
         with_layer.__doc__ = with_line(
             inspect.getdoc(function), takes, several or every, every, part
