@@ -19,6 +19,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 TESTS = ("tests/test_definitions.py", "tests/test_contract.py")
 KERNELS = ("tests/test_kernels.py",)
+LAYERS = ("tests/test_layers.py", "tests/test_hub.py")
 
 
 class Fault(NamedTuple):
@@ -148,6 +149,55 @@ FAULTS = [
         "cumsum(2).flip(2) + after)",
         "cumsum(2).flip(2))",
         KERNELS,
+    ),
+    Fault(
+        "layer: short convolution forgets the oldest token",
+        "layers/parts.py",
+        "past = seen[:, seen.shape[1] - width + 1 :]",
+        "past = torch.cat([0 * seen[:, :1], seen[:, seen.shape[1] - width + 2 :]], 1)",
+        LAYERS,
+    ),
+    Fault(
+        "layer: cached tokens are not counted in the rotation",
+        "layers/softmax.py",
+        'seen = 0 if state is None else state["k_cache"].shape[1]',
+        "seen = 0",
+        LAYERS,
+    ),
+    Fault(
+        "layer: the norm's offset is dropped",
+        "layers/parts.py",
+        "self.weight + self.offset",
+        "self.weight",
+        LAYERS,
+    ),
+    Fault(
+        "model: top-p keeps one token too few",
+        "models/lm.py",
+        "p.cumsum(-1) - p >= top_p",
+        "p.cumsum(-1) >= top_p",
+        ("tests/test_lm.py",),
+    ),
+    Fault(
+        "hub: query and key of Qwen3-Next exchanged",
+        "models/families.py",
+        "q.linear.weight k.linear.weight v.linear.weight gate.weight",
+        "k.linear.weight q.linear.weight v.linear.weight gate.weight",
+        ("tests/test_hub.py",),
+    ),
+    Fault(
+        "trace: goes on one step before the state that was kept",
+        "tracing.py",
+        "return self.at[i] + 1, tuple(",
+        "return self.at[i], tuple(",
+        ("tests/test_tracing.py",),
+    ),
+    Fault(
+        "tasks: a query asks for the next key's value",
+        "tasks/recall.py",
+        "scatter_(1, queries, values)",
+        "scatter_(1, queries, values.roll(1, 1))",
+        ("tests/test_tasks.py",),
     ),
     Fault("log gates above zero let in", "inputs.py", "(x < low) | (x > high)", "(x < low)"),
     Fault(
