@@ -57,7 +57,7 @@ def make(name: str, width: int, *, place: tuple[int, int] = (0, 1), **options: A
 
     Args:
         name: of a mechanism.
-        width: D.
+        width: channels of a token, D.
         place: (number of this layer, number of layers).
         options: of the layer.
 

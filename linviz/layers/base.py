@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
     Attributes:
         mechanism: what it is built around, with the layer's options.
-        width: D.
+        width: channels of a token, D.
         place: (number of this layer, number of layers): some initial values depend on it.
         form: the mechanism's form to use ("recurrent", "parallel", "chunked", "triton"), or None:
             a single step for one token, else the best for the device.

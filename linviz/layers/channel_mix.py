@@ -74,7 +74,7 @@ class ChannelMix(nn.Module):
     [B, T, D]. State: shift [B, D], the last token.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         version: 4, 5, 6 or 7.
         hidden: channels inside; 4 D by default, and 7/2 D cut to a multiple of 32 in versions 5
             and 6.

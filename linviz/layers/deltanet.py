@@ -18,8 +18,8 @@ class DeltaNet(Layer):
     beta = sigmoid(x W_B), or twice that. State: S [B, H, K, V], q_conv, k_conv, v_conv.
 
     Args:
-        width: D.
-        heads: H.
+        width: channels of a token, D.
+        heads: how many, H.
         expand_k: H K / D.
         expand_v: H V / D.
         conv: width of the short convolutions; 0 for none.

@@ -30,7 +30,7 @@ class GatedDeltaNet(Layer):
     k_conv, v_conv.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         heads: H, heads of values.
         qk_heads: heads of queries and keys, each shared by H / qk_heads values; H by default.
         K: key channels a head; 3/4 D / H by default.

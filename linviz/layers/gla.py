@@ -20,8 +20,8 @@ class GLA(Layer):
     there is a short convolution.
 
     Args:
-        width: D.
-        heads: H.
+        width: channels of a token, D.
+        heads: how many, H.
         expand_k: H K / D.
         expand_v: H V / D.
         rank: numbers that the gate goes through.
@@ -57,7 +57,10 @@ class GLA(Layer):
         self.gate = nn.Linear(width, heads * self.V, bias=False)
         self.norm = RMSNorm(self.V, eps)
         self.out = nn.Linear(heads * self.V, width, bias=False)
-        for linear in (self.q.linear, self.k.linear, self.v.linear, *self.g, self.gate, self.out):
+        small = [*self.g, self.gate, self.out]
+        if not conv:  # behind convolutions so small a product of q, k and v would vanish beside eps
+            small += [self.q.linear, self.k.linear, self.v.linear]
+        for linear in small:
             nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
 
     def forward(self, x: X, state: State | None = None) -> tuple[X, State]:

@@ -13,7 +13,7 @@ class GRU(RNN):
     State: h [B, D]. Without `recurrent` the gates see x alone, and h is a diagonal scan.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         recurrent: whether the old state is fed back into the gates through W.
         place: see Layer.
     """

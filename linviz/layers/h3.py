@@ -20,7 +20,7 @@ class H3(Layer):
     The skip that the code has beside the filter on the keys is part of c: it only adds to c_0.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         N: keys that the filter sees, and modes a channel, see S4.
         init: the modes at first, see DiagonalSystem.
         discretization: "zoh" or "bilinear".

@@ -19,8 +19,8 @@ class LinearAttention(Layer):
     convolution.
 
     Args:
-        width: D.
-        heads: H.
+        width: channels of a token, D.
+        heads: how many, H.
         expand_k: H K / D.
         expand_v: H V / D.
         feature_map: a name that lv.linear_attention knows.

@@ -15,7 +15,7 @@ class LSTM(RNN):
     `recurrent` the gates see x alone, and the cell is a diagonal scan.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         recurrent: whether the old output is fed back into the gates through W.
         place: see Layer.
     """

@@ -24,7 +24,7 @@ class Mamba(Layer):
     lv.mamba, is expand times the width.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         N: numbers of state a channel.
         expand: E / D.
         conv: width of the short convolution.

@@ -22,7 +22,7 @@ class Mamba2(Layer):
     dt = softplus(dt + dt_bias). State: S [B, H, N, P] and conv [B, conv - 1, H P + 2 G N].
 
     Args:
-        width: D.
+        width: channels of a token, D.
         P: channels a head; the heads are H = expand D / P.
         N: keys' channels, which are rows of the state.
         groups: G, the heads of a group share B and C.

@@ -29,8 +29,8 @@ class RetNet(Layer):
     are left out: they change nothing but what the norm takes away.
 
     Args:
-        width: D.
-        heads: H.
+        width: channels of a token, D.
+        heads: how many, H.
         expand_k: H K / D.
         expand_v: H V / D.
         rotary: "paper" (pairs side by side, angles from 1 to 1/10000, ends included), "rope" (as
@@ -73,7 +73,10 @@ class RetNet(Layer):
         else:
             frequency = rotary_frequencies(self.K)
         self.register_buffer("frequency", frequency, persistent=False)
-        for linear in (self.q.linear, self.k.linear, self.v.linear, self.gate):
+        small = [self.gate]
+        if not conv:  # behind convolutions so small a product of q, k and v would vanish beside eps
+            small += [self.q.linear, self.k.linear, self.v.linear]
+        for linear in small:
             nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
         nn.init.xavier_uniform_(self.out.weight, gain=2**-1)
 

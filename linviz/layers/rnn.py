@@ -19,7 +19,7 @@ class RNN(Layer):
     State: h [B, D].
 
     Args:
-        width: D.
+        width: channels of a token, D.
         recurrent: whether the old state is fed back through W; without, W is zero and what is
             computed of a token depends on that token alone.
         place: see Layer.

@@ -23,7 +23,7 @@ class RWKV4(Layer):
     State: num, den, max [B, D] and shift [B, D], the last token.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         place: see Layer.
     """
 

@@ -45,7 +45,7 @@ class RWKV5(Layer):
     u. State: S [B, H, K, V] and shift [B, D], the last token.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         heads: H; by default as many of 64 channels as there is room for, at least one.
         place: see Layer.
     """

@@ -46,7 +46,7 @@ class RWKV6(RWKV5):
     w = -e^{decay + tanh(x_w W_1) W_2}. State: S [B, H, K, V] and shift [B, D], the last token.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         heads: H; by default as many of 64 channels as there is room for, at least one.
         mix_rank: numbers that each mixture goes through.
         decay_rank: numbers that the decay goes through.

@@ -35,7 +35,7 @@ class RWKV7(Layer):
     State: S [B, H, K, V] and shift [B, D], the last token.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         heads: H; by default as many of 64 channels as there is room for, at least one.
         decay_rank: numbers that the decay goes through; 2.5 sqrt(D) by default, like all ranks
             rounded to a multiple of 32 and at least 32.

@@ -23,7 +23,7 @@ class S4(Layer):
     State: h [B, D, N], complex unless the modes are real.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         N: modes a channel; complex ones stand for pairs of conjugates, so that the papers' 64
             states are N = 32.
         init: the modes at first: "lin", "inv", "legs" or "real", see DiagonalSystem.
@@ -62,7 +62,7 @@ class DiagonalSystem(nn.Module):
     Keep them in float32: rounded to bfloat16, a mode turns at another speed.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         N: modes a channel.
         init: "lin" -1/2 + i pi n; "inv" those of s4.s4d_inv; "legs" the diagonal of HiPPO-LegS
             (its normal part); "real" -1, -2, ..., for which A_imag is None.

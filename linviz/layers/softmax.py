@@ -29,8 +29,8 @@ class Softmax(Layer):
     k_conv, v_conv where there is a short convolution.
 
     Args:
-        width: D.
-        heads: H.
+        width: channels of a token, D.
+        heads: how many, H.
         kv_heads: G, heads of keys and values, each shared by H / G queries; H by default.
         head_size: K; D / H by default.
         rotary: the part of K that is rotated by position; 0 for none.

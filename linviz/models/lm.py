@@ -32,7 +32,7 @@ class Config:
 
     Attributes:
         vocab: size of the vocabulary.
-        width: D.
+        width: channels of a token, D.
         layers: the kind of layer of each block, first to last.
         options: options of the layers by kind, such as {"gla": {"heads": 2}}.
         mlp: "swiglu", "moe", "rwkv4" to "rwkv7" (channel mixing) or "none"; or one for each block.
@@ -435,7 +435,7 @@ def small(
         kinds: a kind for all blocks, or one for each.
         depth: number of blocks; 2 by default for one kind.
         vocab: size of the vocabulary; 256 for bytes.
-        width: D.
+        width: channels of a token, D.
         tokenizer: "bytes" or "".
         options: of the layers: by kind for a list, else those of the one kind.
         more: other fields of Config.

@@ -10,7 +10,7 @@ class SwiGLU(nn.Module):
     Source: Shazeer, 2020, arXiv:2002.05202, eq. 6.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         hidden: channels inside; 8/3 D rounded up to a multiple of 32 by default.
     """
 

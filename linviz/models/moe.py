@@ -16,7 +16,7 @@ class MoE(nn.Module):
     sec. 2; softmax before the choice, and the shared expert, as in Qwen3-Next.
 
     Args:
-        width: D.
+        width: channels of a token, D.
         experts: how many there are, E.
         active: how many see a token.
         hidden: channels inside an expert; D / 2 by default.
