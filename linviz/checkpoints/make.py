@@ -95,6 +95,7 @@ def recall_model(
     seed: int,
     progress: bool = False,
     steps: int = 1000,
+    lr: float = 1e-2,
 ) -> tuple[models.LM, Record]:
     """A model without mlps, trained on RECALL until it is right or the steps are over."""
     torch.manual_seed(seed)
@@ -103,7 +104,7 @@ def recall_model(
         model,
         RECALL,
         steps=steps,
-        lr=1e-2,
+        lr=lr,
         seed=seed,
         stop_at={"accuracy": 0.995},
         evaluate_every=100,
