@@ -1,4 +1,4 @@
-"""``python -m linviz tour | test | lint | lab | book | handout | bench | gpu | xray``."""
+"""``python -m linviz COMMAND``: tour, test, lint, lab, book, bench, experiment, hub, gpu, xray."""
 
 import argparse
 import os
@@ -50,6 +50,8 @@ def main(argv=None):
         commands.add_parser(name, help=text, description=text)
     commands.add_parser("bench", help="time the forms (`bench cpu`, `bench gpu`)", add_help=False)
     commands.add_parser("xray", help="compile the kernels without a GPU", add_help=False)
+    commands.add_parser("experiment", help="recall, hybrids, extrapolation", add_help=False)
+    commands.add_parser("hub", help="compare with other people's code", add_help=False)
     commands.add_parser("gpu", help="tests, notebooks and benchmark on a GPU", add_help=False)
     argv = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel
@@ -62,6 +64,14 @@ def main(argv=None):
         from linviz import bench
 
         return bench.main(rest)
+    if args.command == "experiment":
+        from linviz import experiments
+
+        return experiments.main(rest)
+    if args.command == "hub":
+        from linviz.models import parity
+
+        return parity.main(rest)
     if args.command == "xray":
         os.environ["TRITON_INTERPRET"] = "0"  # kernels are compiled, not interpreted
         from linviz.kernels import xray
