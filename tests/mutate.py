@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -246,7 +247,7 @@ def plant(fault: Fault, file: Path) -> None:
     file.write_text(text.replace(fault.old, fault.new))
 
 
-def caught_by(fault: Fault | None) -> str:
+def caught_by(fault: Fault | None, tests: Sequence[str]) -> str:
     """The first test that fails with the fault planted (None: with none); "" if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("linviz", "kernels", "tests"):
@@ -255,7 +256,6 @@ def caught_by(fault: Fault | None) -> str:
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault:
             plant(fault, Path(folder, "linviz", fault.file))
-        tests = fault.tests if fault else sorted({test for f in FAULTS for test in f.tests})
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         where = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True)
@@ -273,7 +273,8 @@ def main() -> int:
     faults = [f for f in FAULTS if not words or any(word in f.name for word in words)]
     with ThreadPoolExecutor(2) as pool:
         planted = [None, *faults]
-        sound, *found = tqdm(pool.map(caught_by, planted), total=len(planted), desc="faults")
+        tests = [sorted({test for f in faults for test in f.tests}), *(f.tests for f in faults)]
+        sound, *found = tqdm(pool.map(caught_by, planted, tests), total=len(planted), desc="faults")
     if sound:
         raise SystemExit(f"{sound} fails without any fault: nothing can be said")
     for fault, test in zip(faults, found, strict=True):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from linviz import checkpoints, layers
 from linviz.models import rwkv
-from linviz.models.families import Family, family_of
+from linviz.models.families import family_of
 from linviz.models.keys import Pair, Table
 from linviz.models.lm import LM, Config
 
@@ -98,7 +98,9 @@ def load(
     if place.suffix == ".safetensors":
         return LM.open(place, dtype=dtype or torch.float32).to(device)
     if place.suffix == ".pth":
-        return rwkv.load(place, dtype=dtype).to(device)
+        state = pickled(place)
+        config = rwkv.config_of(state)
+        return assembled(place.name, (rwkv.KEYS,), config, of_state(state), dtype, device)[0]
     raw = json.loads((place / "config.json").read_text(encoding="utf-8"))
     model = build(raw, of_folder(place), dtype, device)
     if any(place.glob("tokenizer*")):
@@ -183,18 +185,31 @@ def of_safetensors(files: Iterable[Path]) -> Weights:
 
 
 def of_pickled(files: Iterable[Path]) -> Weights:
-    """Tensors in files of torch.save.
-
-    Raises:
-        ValueError: a file holds more than tensors.
-    """
+    """Tensors in files of torch.save."""
     state: dict[str, Tensor] = {}
     for file in files:
-        options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(file)}
-        try:
-            state |= torch.load(file, **options)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{file}: holds more than tensors, and code is never run") from error
+        state |= pickled(file)
+    return of_state(state)
+
+
+def pickled(file: str | Path) -> dict[str, Tensor]:
+    """The tensors in a file of torch.save, mapped into memory: they are read when they are used.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    options = {"map_location": "cpu", "weights_only": True, "mmap": zipfile.is_zipfile(file)}
+    try:
+        state = torch.load(file, **options)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{file}: holds more than tensors, and code is never run") from error
+    if not isinstance(state, dict) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise ValueError(f"{file}: wanted a table of tensors by name, got {type(state).__name__}")
+    return state
+
+
+def of_state(state: Mapping[str, Tensor]) -> Weights:
+    """Tensors that are there already."""
     return Weights({name: tuple(x.shape) for name, x in state.items()}, state.__getitem__)
 
 
@@ -241,18 +256,32 @@ def build(
 ) -> LM:
     """A model from their config and weights."""
     family = family_of(raw)
-    config = family.read(raw)
+    model, spelling = assembled(
+        family.name, family.tables, family.read(raw), weights, dtype, device, family.ignored
+    )
+    model.record["published"] = {"spelling": spelling, "config": dict(raw)}
+    return model
+
+
+def assembled(
+    name: str,
+    tables: Sequence[Table],
+    config: Config,
+    weights: Weights,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    ignored: str = "",
+) -> tuple[LM, int]:
+    """A model from its config and weights that one of the tables names; and which table does."""
     with torch.device("meta"):  # no memory, no random numbers
         model = LM(config)
     parameters = dict(model.named_parameters())
-    spelling, pairs = fit(family, config, parameters, weights)
+    spelling, pairs = fit(name, tables, config, parameters, weights, ignored)
     for pair in pairs:
-        for name, x in pair.read(weights.get).items():
-            put(model, name, x.to(device, dtype).contiguous())
+        for ours, x in pair.read(weights.get).items():
+            put(model, ours, x.to(device, dtype).contiguous())
     fill_buffers(model, dtype)
-    model.to(device)
-    model.record["published"] = {"spelling": spelling, "config": dict(raw)}
-    return model.eval()
+    return model.to(device).eval(), spelling
 
 
 def fill_buffers(model: LM, dtype: torch.dtype | None) -> None:
@@ -276,33 +305,38 @@ def put(model: nn.Module, name: str, x: Tensor) -> None:
 
 
 def fit(
-    family: Family, config: Config, ours: Mapping[str, Tensor], weights: Weights
+    name: str,
+    tables: Sequence[Table],
+    config: Config,
+    ours: Mapping[str, Tensor],
+    weights: Weights,
+    ignored: str,
 ) -> tuple[int, list[Pair]]:
-    """The spelling of the family that the weights are written in, and its rows.
+    """The table that the weights are written in, by its number, and its rows.
 
     Raises:
         ValueError: they fit none; the message is about the nearest.
     """
     tried = []
-    for spelling, table in enumerate(family.tables):
+    for spelling, table in enumerate(tables):
         pairs = list(table.pairs(config, ours))
-        faults = faults_of(family, config, table, pairs, ours, weights)
+        faults = faults_of(config, table, pairs, ours, weights, ignored)
         if not faults:
             return spelling, pairs
         tried.append(faults)
     faults = min(tried, key=len)
     shown = faults[:SHOWN] + [f"and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
-    raise ValueError(f"the weights do not fit {family.name}:\n  " + "\n  ".join(shown))
+    raise ValueError(f"the weights do not fit {name}:\n  " + "\n  ".join(shown))
 
 
 @torch.no_grad()
 def faults_of(
-    family: Family,
     config: Config,
     table: Table,
     pairs: Iterable[Pair],
     ours: Mapping[str, Tensor],
     weights: Weights,
+    ignored: str,
 ) -> list[str]:
     """What does not fit, a line each."""
     faults, came = [], dict(weights.shapes)
@@ -321,7 +355,7 @@ def faults_of(
         del came[head]  # the same numbers once more
         if not torch.equal(weights.get(head), weights.get(embedding)):
             faults.append(f"not tied: {head} differs from {embedding}, which config.json ties")
-    unexpected = (n for n in came if not family.ignored or not n.startswith(family.ignored))
+    unexpected = (n for n in came if not ignored or not n.startswith(ignored))
     return faults + [f"unexpected: {name} {list(came[name])}" for name in unexpected]
 
 

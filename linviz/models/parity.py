@@ -196,7 +196,7 @@ def by_transformers(folder: Path, device: str | torch.device) -> Run:
 
 def by_authors(file: Path, device: str | torch.device) -> Run:
     """An RWKV in its authors' package, which looks at the environment when it is imported."""
-    goose = rwkv.recognise(rwkv.read(file)) == "rwkv7"
+    goose = rwkv.recognise(hub.pickled(file)) == "rwkv7"
     os.environ |= {"RWKV_V7_ON": str(int(goose)), "RWKV_JIT_ON": "0"}
     sys.modules.pop("rwkv.model", None)
     with redirect_stdout(io.StringIO()):

@@ -2,22 +2,20 @@
 
 Source: github.com/BlinkDL/RWKV-LM (names and shapes as in its training code). A file is one table
 of tensors without a config: version and sizes are told from names and shapes. What Hugging Face's
-transformers makes of RWKV-4 is a family like others, see families.py.
+transformers makes of RWKV-4 is a family like others, see families.py. hub.py reads them.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linviz.models.keys import Groups, Row, Squeeze, Table, row
 from linviz.models.lm import LM, Config
 
-SHOWN = 20  # faults in a message
 FLAT = (Squeeze(0), Squeeze(0))  # theirs are [1, 1, D]
 OUTER = (
     row("emb.weight", "embedding.weight"),
@@ -175,59 +173,6 @@ def options_of(kind: str, weights: Mapping[str, Tensor], depth: int) -> dict[str
         "gate_rank": len(weights[f"{att}g2"]),
         "spare": f"{att}v0" in weights,
     }
-
-
-def read(file: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth file, mapped into memory: they are read when they are used.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    try:
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{file}: holds more than tensors, and code is never run") from error
-    if not isinstance(weights, dict) or not all(isinstance(x, Tensor) for x in weights.values()):
-        raise ValueError(f"{file}: wanted a table of tensors by name, got {type(weights).__name__}")
-    return weights
-
-
-def load(file: str | Path, *, dtype: torch.dtype | None = None) -> LM:
-    """A published model.
-
-    Args:
-        file: ends in .pth.
-        dtype: of the weights; None leaves them as they are stored.
-
-    Raises:
-        ValueError: it is of no version that we have, or its tensors are not all there.
-    """
-    weights = read(file)
-    config = config_of(weights)
-    with torch.device("meta"):  # no memory, no random numbers
-        model = LM(config)
-    own = dict(model.named_parameters())
-    pairs = list(KEYS.pairs(config, own))
-    wanted = {n: x for pair in pairs for n, x in pair.write(own.__getitem__).items()}
-    if faults := [
-        f"{name} wanted {shape(wanted, name)}, got {shape(weights, name)}"
-        for name in wanted | weights
-        if shape(wanted, name) != shape(weights, name)
-    ]:
-        shown = "; ".join(faults[:SHOWN])
-        raise ValueError(f"{file}: {len(faults)} tensors do not fit {config.layers[0]}: {shown}")
-    ours: dict[str, Tensor] = {}
-    for pair in pairs:
-        for name, x in pair.read(weights.__getitem__).items():
-            ours[name] = nn.Parameter(x.to(dtype or x.dtype))
-            ours[name].__dict__.update(own[name].__dict__)  # what weight decay must leave alone
-    model.load_state_dict(ours, assign=True)
-    return model.eval()
-
-
-def shape(tensors: Mapping[str, Tensor], name: str) -> list[int] | None:
-    """The shape of a tensor, None where there is none."""
-    return list(tensors[name].shape) if name in tensors else None
 
 
 def save(model: LM, file: str | Path) -> Path:
