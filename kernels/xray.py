@@ -73,6 +73,9 @@ SHAPES = {
     "S6": Shape(8, 1024, 8, 64, 64),
     "R1a": Shape(8, 4096, 64, 64, 64),  # RWKV's
     "R1b": Shape(8, 4096, 128, 64, 64),
+    "M1a": Shape(8, 2048, 256, 16, 16),  # Mamba's, K states: 16 of its channels stand for a head
+    "M1b": Shape(1, 16384, 256, 16, 16),
+    "D1": Shape(64, 1, 32, 128, 128),  # a step of 64 sequences
 }
 INSTRUCTIONS = {
     "wgmma": r"wgmma\.mma_async",
@@ -276,30 +279,36 @@ def answer(wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 # ---------------------------------------------------------------------------------- for a terminal
 
 HEAD = (
-    f"{'role':9}{'gates':6}{'sm_':>4} {'configuration':24}{'regs':>5}{'spill':>6}{'KiB':>6}"
-    f"{'wgmma':>6}{'mma':>4}{'ldm':>4}{'cp':>4}{'tma':>4}{'tc5':>4}{'n/SM':>5}"
-    f"{'FLOP':>7}{'byte':>5} bound, ms"
+    "role,gates,sm_,configuration,regs,spill,KiB,wgmma,mma,ldm,cp,tma,tc5,n/SM,FLOP,byte,bound ms"
 )
+LEFT = ("role", "gates", "configuration", "bound ms")  # columns of text; the others are numbers
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, with a heading for each kernel."""
-    parts = []
+    names, parts = HEAD.split(","), []
     for kernel, group in itertools.groupby(rows, lambda row: row.kernel):
-        parts.append("\n".join([kernel, HEAD, *map(line, group)]))
+        lines = [names, *map(cells, group)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        places = [
+            f"{{:{'<>'[name not in LEFT]}{n}}}" for name, n in zip(names, widths, strict=True)
+        ]
+        parts.append("\n".join([kernel, *(" ".join(places).format(*x).rstrip() for x in lines)]))
     return "\n\n".join(parts)
 
 
-def line(row: Row) -> str:
-    """A row as one line; the bound is that of the first canonical shape."""
-    bounds = [f"{shape:3}{x.ms:6.3f} {x.by}" for shape, x in row.bounds.items()]
-    return (
-        f"{row.role:9}{row.variant:6}{row.target:>4} "
-        f"{f'{row.config} {row.settings} {row.kind}':24}"
-        f"{row.registers:>5}{row.spills:>6}{row.shared / 1024:>6.1f}"
-        f"{row.wgmma:>6}{row.mma:>4}{row.ldmatrix:>4}{row.cp_async:>4}{row.tma:>4}{row.tcgen05:>4}"
-        f"{row.programs:>5}{row.flops:>7.0f}{row.bytes:>5.0f} {bounds[0] if bounds else '-'}"
-    )
+def cells(row: Row) -> list[str]:
+    """A row of the table; the bound is that of the first canonical shape."""
+    bounds = [f"{shape} {x.ms:.3f} {x.by}" for shape, x in row.bounds.items()]
+    counts = (row.wgmma, row.mma, row.ldmatrix, row.cp_async, row.tma, row.tcgen05, row.programs)
+    found = (row.registers, row.spills, f"{row.shared / 1024:.1f}", *counts)
+    what = (row.role, row.variant, row.target, f"{row.config} {row.settings} {row.kind}")
+    return [
+        *map(str, (*what, *found)),
+        f"{row.flops:.0f}",
+        f"{row.bytes:.0f}",
+        *(bounds[:1] or "-"),
+    ]
 
 
 def faults(rows: Sequence[Row]) -> list[str]:

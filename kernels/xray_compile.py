@@ -8,6 +8,7 @@ they launch: the same types, the same None, the same strides that are multiples 
 
 import contextlib
 import functools
+import inspect
 import json
 import multiprocessing
 import os
@@ -27,13 +28,28 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from linviz.kernels import launch, scalar_decay, vector_decay
+from linviz.kernels import (
+    decode,
+    delta_rule,
+    diagonal_scan,
+    launch,
+    rwkv7,
+    scalar_decay,
+    vector_decay,
+    wkv4,
+)
 from linviz.kernels.launch import Config
 from linviz.kernels.xray import MACHINES, SHAPES, Shape, instructions, products, tokens, usage
 
 KINDS = {16: torch.bfloat16, 32: torch.float32}
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+POINTERS = TYPES | {torch.int64: "i64"}
 JOINED = (128, torch.bfloat16)  # what `join` is compiled beside, as it has no configurations
+
+
+# Launches that are compiled: so long that the states of two segments weigh little; and a step.
+LONG = Shape(2, 65536, 16, 0, 0)
+STEP = Shape(64, 1, 32, 0, 0)
 
 
 class Recurrence(NamedTuple):
@@ -43,13 +59,29 @@ class Recurrence(NamedTuple):
         module: has `chunked`, the wrapper.
         variants: name -> the axes of the inputs beside q, k and v.
         shapes: first letters of the canonical shapes that it is measured at.
+        size: of the launch that is compiled, without channels.
     """
 
     module: ModuleType
     variants: dict[str, dict[str, str]]
     shapes: str
+    size: Shape = LONG
 
 
+QKV = {"q": "BTHK", "k": "BTHK", "v": "BTHV", "S": "BHKV"}
+STEPS = {  # function of decode -> the axes of all of its inputs; D is wide
+    "scalar_decay": QKV | {"g": "BTH"},
+    "vector_decay": QKV | {"g": "BTHK", "u": "HK"},
+    "delta_rule": QKV | {"g": "BTHK", "beta": "BTH"},
+    "rank_one": QKV | dict.fromkeys("wab", "BTHK"),
+    "diagonal_scan": dict(u="BTD", dt="BTD", A="DK", B="BTK", C="BTK", D="D", S="BDK"),
+    "rwkv4": {"w": "D", "u": "D", "k": "BTD", "v": "BTD", "S": "BD"},
+}
+SCANS = {  # function of diagonal_scan -> the axes of its inputs; P is complex, two numbers of K
+    "chunked": {"u": "BTD", "dt": "BTD", "A": "DK", "B": "BTK", "C": "BTK", "D": "D"},
+    "fixed": {"u": "BTD", "a": "DP", "b": "DP", "C": "DP"},
+}
+RANK_ONE = dict.fromkeys("qwkab", "BTHK") | {"v": "BTHV"}
 RECURRENCES = {
     "scalar_decay": Recurrence(
         scalar_decay, {"none": {}, "fixed": {"g": "H"}, "data": {"g": "BTH"}}, "S"
@@ -57,6 +89,19 @@ RECURRENCES = {
     "vector_decay": Recurrence(
         vector_decay, {"plain": {"g": "BTHK"}, "bonus": {"g": "BTHK", "u": "HK"}}, "SR"
     ),
+    "delta_rule": Recurrence(
+        delta_rule,
+        {
+            "none": {"beta": "BTH"},
+            "scalar": {"beta": "BTH", "g": "BTH"},
+            "vector": {"beta": "BTH", "g": "BTHK"},
+        },
+        "S",
+    ),
+    "diagonal_scan": Recurrence(diagonal_scan, SCANS, "M"),
+    "rank_one": Recurrence(rwkv7, {"plain": RANK_ONE}, "R"),
+    "wkv4": Recurrence(wkv4, {"plain": {"w": "D", "u": "D", "k": "BTD", "v": "BTD"}}, "R"),
+    "decode": Recurrence(decode, STEPS, "D", STEP),
 }
 
 
@@ -121,7 +166,10 @@ ROLES = {
 def purpose(arguments: dict[str, Any]) -> str:
     """What a kernel is launched for, by its arguments."""
     if "REVERSE" not in arguments:
-        return "any"
+        if arguments.get("E_qb") is not None:  # what only the way back needs
+            return "back"
+        outputs = [arguments[x] for x in ("o", "dk") if x in arguments]
+        return "states" if outputs == [None] else "any"
     if "o" not in arguments:  # no outputs: only states
         return "backward" if arguments["REVERSE"] else "forward"
     return ROLES[arguments["REVERSE"], arguments.get("end") is not None]
@@ -148,7 +196,7 @@ def launches(
         target: compute capability.
         segments: how many; None leaves it to the wrapper, on the target's chip.
     """
-    module, variants, _ = RECURRENCES[name]
+    module, variants, *_ = RECURRENCES[name]
     found, current = [], []
 
     def note(kernel: str, arguments: dict, options: dict) -> None:
@@ -177,7 +225,13 @@ def launches(
     there["join"] = Recorder("join", launch.join, note)
     here = kernels | {"pick": pick, "check": lambda *_, **__: None}
     with mock.patch.dict(vars(module), here), mock.patch.dict(vars(launch), there):
-        differentiate(module.chunked, variants[variant], kind, shape, segments)
+        if module is decode:
+            step(getattr(decode, variant), variants[variant], kind, shape)
+        elif module in (diagonal_scan, rwkv7, wkv4):
+            function = getattr(module, variant, module.chunked)
+            differentiate_all(function, variants[variant], kind, shape, segments)
+        else:
+            differentiate(module.chunked, variants[variant], kind, shape, segments)
     return found
 
 
@@ -197,14 +251,45 @@ def differentiate(
 
     inputs = {name: empty("BTHV" if name == "v" else "BTHK", kind) for name in "qkv"}
     inputs |= {name: empty(letters, torch.float32) for name, letters in axes.items()}
-    results = chunked(**{"g": None} | inputs, segments=segments)
+    takes = inspect.signature(chunked).parameters
+    more = {"segments": segments} if "segments" in takes else {}
+    results = chunked(**{"g": None} | inputs, **more)
     torch.autograd.grad(results, list(inputs.values()), [torch.empty_like(x) for x in results])
 
 
-# ------------------------------------------------------------------------------ what is compiled
+def differentiate_all(
+    function: Callable, axes: dict[str, str], kind: torch.dtype, shape: Shape, segments: int | None
+) -> None:
+    """The same, with the axes of all inputs; what has a time has the type `kind`, but dt and w."""
+    sizes = shape._asdict() | {"D": shape.H * shape.V, "P": shape.K // 2}
 
-# A launch that is compiled: so long that the states of its two segments weigh little.
-LONG = Shape(2, 65536, 16, 0, 0)
+    def empty(name: str, letters: str) -> Tensor:
+        its = kind if "T" in letters and name not in ("dt", "w") else torch.float32
+        its = torch.complex64 if "P" in letters else its
+        size = [sizes[letter] for letter in letters]
+        return torch.empty(size, dtype=its, device="meta", requires_grad=True)
+
+    inputs = {name: empty(name, letters) for name, letters in axes.items()}
+    takes = inspect.signature(function).parameters
+    o, S = function(**inputs, **({"segments": segments} if "segments" in takes else {}))
+    results = [o, *([S] if isinstance(S, Tensor) else S[:2])]  # RWKV-4's exponent has no gradient
+    torch.autograd.grad(results, list(inputs.values()), [torch.empty_like(x) for x in results])
+
+
+def step(function: Callable, axes: dict[str, str], kind: torch.dtype, shape: Shape) -> None:
+    """Run a function of decode on tensors without numbers, states of RWKV-4 in three parts."""
+    sizes = shape._asdict() | {"D": 4096}
+
+    def empty(letters: str, kind: torch.dtype = kind) -> Tensor:
+        return torch.empty([sizes[x] for x in letters], dtype=kind, device="meta")
+
+    inputs = {name: empty(letters) for name, letters in axes.items()}
+    if axes["S"] == "BD":
+        inputs["S"] = (inputs["S"],) * 3
+    function(**inputs, slots=empty("B", torch.int64))
+
+
+# ------------------------------------------------------------------------------ what is compiled
 
 
 class Job(NamedTuple):
@@ -249,9 +334,9 @@ class Job(NamedTuple):
 def jobs() -> list[Job]:
     """All that there is to compile: each configuration at its widest, for each of its targets."""
     found: dict[tuple, Job] = {}
-    for name, (module, variants, *_) in RECURRENCES.items():
+    for name, (module, variants, _, size) in RECURRENCES.items():
         for (config, kind), variant in product(configurations(module), variants):
-            shape = LONG._replace(K=config.most, V=config.most)
+            shape = size._replace(K=config.most, V=config.most)
             for target in config.targets:
                 for each in launches(name, variant, config, kind, shape, target, 2):
                     joined = each.config is None and (config.most, kind) == JOINED
@@ -284,7 +369,7 @@ def specialized(kernel: triton.JITFunction, arguments: dict[str, Any]) -> dict[s
             signature[parameter.name], constants[(i,)] = "constexpr", x
         else:
             whole = "i32" if isinstance(x, int) and x < 2**31 else "i64"
-            signature[parameter.name] = f"*{TYPES[x.dtype]}" if isinstance(x, Tensor) else whole
+            signature[parameter.name] = f"*{POINTERS[x.dtype]}" if isinstance(x, Tensor) else whole
             if isinstance(x, Tensor) or x % 16 == 0:
                 attributes[(i,)] = [["tt.divisibility", 16]]
     return {"signature": signature, "constexprs": constants, "attrs": attributes}
@@ -309,25 +394,31 @@ def compiled(job: Job, text: str | None = None) -> dict[str, Any]:
     about |= usage(told) | instructions(made.asm["ptx"])
     about |= {"warps": made.metadata.num_warps, "shared": made.metadata.shared}
     about |= {"columns": made.metadata.tmem_size, "text": made.asm[text] if text else ""}
-    tiles = -(-arguments["V"] // arguments["BV"])
-    about["flops"] = tiles * products(made.asm["ttir"]) / arguments.get("C", 1)
-    about["bytes"] = job.launch.traffic / tokens(LONG)
+    tiles = prod(-(-arguments[x] // arguments[f"B{x}"]) for x in "KV" if x in arguments)
+    chunk = arguments.get("C", 1)  # in a diagonal recurrence it is how the state is read
+    chunk = 1 if isinstance(chunk, Tensor) else chunk
+    about["flops"] = tiles * products(made.asm["ttir"]) / chunk
+    about["bytes"] = job.launch.traffic / tokens(RECURRENCES[job.recurrence].size)
     return about | {"traffic": traffic(job)}
 
 
 def settings(launched: Launch) -> str:
     """The tile, warps and stages of a launch, in short."""
     x, options = launched.arguments, launched.options
-    words = [f"{x.get('C', x['BK'])}x{x['BV']}"]
+    if "BD" in x:  # a state that is no matrix
+        words = [f"{x.get('BN', 1)}x{x['BD']}"]
+    else:
+        words = [f"{x.get('C', x['BK'])}x{x.get('BV', x['BK'])}"]
     words += [f"w{options['num_warps']}", f"s{options['num_stages']}"] if options else []
-    return " ".join([*words, f"K{x['K']}"])
+    return " ".join([*words, f"K{x.get('K', x.get('N', 1))}"])
 
 
 def traffic(job: Job) -> dict[str, int]:
     """Bytes of such a launch at each canonical shape where the wrapper makes it."""
     found = {}
     for name, shape in SHAPES.items():
-        fits = shape.K == shape.V == job.traced.most and job.kind == torch.bfloat16
+        fits = shape.K == shape.V == job.traced.most
+        fits = fits and (job.kind == torch.bfloat16 or job.recurrence == "decode")
         if fits and name[0] in RECURRENCES[job.recurrence].shapes:
             where = (job.traced, job.kind, shape, job.target, None)
             for each in launches(job.recurrence, job.variants[0], *where):

@@ -50,12 +50,21 @@ SHAPES: dict[str, Sizes] = {
         ("M2a", "BTHPNG", (8, 2048, 80, 64, 128, 1)),
         ("M2a-8k", "BTHPNG", (8, 8192, 80, 64, 128, 1)),
         ("M2b", "BTHPNG", (1, 65536, 128, 64, 128, 1)),
+        ("M1", "BTDN", (8, 2048, 4096, 16)),
+        ("M1-16k", "BTDN", (1, 16384, 4096, 16)),
         ("R1", "BTHKV", (8, 4096, 64, 64, 64)),
         ("R1-128", "BTHKV", (8, 4096, 128, 64, 64)),
+        ("R4", "BTD", (8, 4096, 4096)),
+        ("G1", "BTHKV", (1, 8192, 32, 128, 128)),
+        ("G2", "BTHKV", (1, 32768, 32, 128, 128)),
+        ("G3", "BTHKV", (4, 8192, 32, 128, 128)),
+        ("D1", "BTHKV", (1, 1, 32, 128, 128)),
+        ("D64", "BTHKV", (64, 1, 32, 128, 128)),
+        ("D128", "BTHKV", (128, 1, 32, 128, 128)),
     )
 }
-TINY = {"B": 2, "T": 20, "H": 2, "K": 16, "V": 16, "P": 16, "N": 16}  # of a dry run, at most
-HEADS = 2  # whose numbers are checked
+TINY = {"B": 2, "T": 20, "H": 2, "K": 16, "V": 16, "P": 16, "N": 16, "D": 16}  # at most, if dry
+HEADS = 2  # or channels, whose numbers are checked
 COPY = 4.3e12  # bytes a second that an H200 copies, read and written; a run measures its own
 LIMITS = {"output": 5e-3, "gradient": 8e-3, "gate": 2e-2}  # relative errors allowed to us
 WRONG = 5e-2  # a peer with a greater error computes something else: it is not compared with
@@ -73,6 +82,8 @@ class Case(NamedTuple):
         ours: the kernel, `ours(*inputs) -> (o, S)`.
         exact: the chunked form, with the same arguments.
         shapes: names of SHAPES.
+        written: what it gives beside its output, where that is much.
+        passes: what is measured.
     """
 
     inputs: tuple[Input, ...]
@@ -80,6 +91,8 @@ class Case(NamedTuple):
     ours: Callable
     exact: Callable
     shapes: tuple[str, ...]
+    written: tuple[Input, ...] = ()
+    passes: tuple[str, ...] = ("forward", "backward")
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -97,7 +110,16 @@ def whole(m: Mechanism, shapes: tuple[str, ...]) -> Case:
     return Case(m.inputs, m.output, m.triton, m.chunked, shapes)
 
 
+def one_step(m: Mechanism) -> Case:
+    """A token from a state, by the kernel for decoding."""
+    ours = lambda *inputs: m.function("decode")(*inputs[:-1], S=inputs[-1])
+    exact = lambda *inputs: m.chunked(*inputs[:-1], S=inputs[-1])
+    inputs, shapes = (*m.inputs, *m.state), ("D1", "D64", "D128")
+    return Case(inputs, m.output, ours, exact, shapes, m.state, ("forward",))
+
+
 SQUARE = tuple(name for name in SHAPES if name.startswith("S"))  # K = V
+DELTA = (*SQUARE, "G1", "G2", "G3")
 QKV, O = lv.retnet.inputs, lv.retnet.output
 GATE = Input("g", "b t h", high=0.0, draw=log_gate)
 CASES: dict[str, Case] = {
@@ -105,9 +127,18 @@ CASES: dict[str, Case] = {
     "retnet": whole(lv.retnet, SQUARE),
     "mamba2_core": Case((*QKV, GATE), O, kernel, exact, SQUARE),
     "mamba2": whole(lv.mamba2, ("M2a", "M2a-8k", "M2b")),
+    "mamba": whole(lv.mamba, ("M1", "M1-16k")),
     "gla": whole(lv.gla, SQUARE),
+    "deltanet": whole(lv.deltanet, DELTA),
+    "gated_deltanet": whole(lv.gated_deltanet, DELTA),
+    "kda": whole(lv.kda, DELTA),
     "rwkv6": whole(lv.rwkv6, ("R1", "R1-128")),
     "rwkv5": whole(lv.rwkv5, ("R1", "R1-128")),
+    "rwkv7": whole(lv.rwkv7, ("R1", "R1-128")),
+    "rwkv4": whole(lv.rwkv4, ("R4",)),
+    "gla_step": one_step(lv.gla),
+    "gated_deltanet_step": one_step(lv.gated_deltanet),
+    "rwkv7_step": one_step(lv.rwkv7),
 }
 
 
@@ -143,6 +174,13 @@ def fla(op: str, name: str, prepare: Callable = Peer._field_defaults["prepare"],
     return Peer(f"fla {name}", f"fla.ops.{op}", call, prepare)
 
 
+def fla_named(op: str, name: str, names: str) -> Peer:
+    """A function of fla that calls its inputs by these names, which are not in our order."""
+    options = {"scale": 1.0, "output_final_state": True}
+    call = lambda function, *x: function(**dict(zip(names.split(), x, strict=True)), **options)
+    return Peer(f"fla {name}", f"fla.ops.{op}", call)
+
+
 def fla_mamba2(function, x, dt, A, B, C, D):
     """Mamba-2 around fla's kernel, which wants B and C for every head."""
     q, k = (z.expand(-1, -1, x.shape[2], -1) for z in (C, B))  # G = 1
@@ -154,6 +192,19 @@ def fla_mamba2(function, x, dt, A, B, C, D):
 def mamba_ssm(function, x, dt, A, B, C, D):
     """The layer's own call, in chunks of 256."""
     return function(x, dt, A, B, C, 256, D=D, return_final_states=True)
+
+
+def selective_scan(function, x, dt, A, B, C, D):
+    """Mamba's own, in CUDA; it has channels before time."""
+    x, dt, B, C = (z.mT for z in (x, dt, B, C))
+    y, state = function(x, dt, A, B, C, D, return_last_state=True)
+    return y.mT, state
+
+
+def time_last(x, dt, A, B, C, D):
+    """The same numbers, as `selective_scan` wants them in memory: time last, and of one type."""
+    x, dt, B, C = (z.to(x.dtype).mT.contiguous().mT for z in (x, dt, B, C))
+    return x, dt, A, B, C, D
 
 
 def softmax(function, q, k, v):
@@ -168,6 +219,13 @@ def softmax(function, q, k, v):
 def every_token(r, k, v, w, u):
     """A decay for each token out of one for all."""
     return r, k, v, w.expand(k.shape).to(k.dtype).contiguous(), u
+
+
+def from_nothing(function, w, u, k, v):
+    """RWKV-4 by fla, which wants the state of an empty sum."""
+    state = k.new_zeros(k.shape[0], 3, 1, k.shape[2], dtype=torch.float32)
+    state[:, 2] = -1e38
+    return function(w, u, k, v, state)
 
 
 PEERS: dict[str, tuple[Peer, ...]] = {
@@ -189,9 +247,36 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer("fla fused_chunk_simple_gla", "fla.ops.simple_gla", fla_mamba2),
         Peer("mamba_ssm mamba_chunk_scan_combined", "mamba_ssm.ops.triton.ssd_combined", mamba_ssm),
     ),
+    "mamba": (
+        Peer(
+            "mamba_ssm selective_scan_fn",
+            "mamba_ssm.ops.selective_scan_interface",
+            selective_scan,
+            time_last,
+        ),
+    ),
     "gla": (fla("gla", "chunk_gla"),),
+    "deltanet": (fla("delta_rule", "chunk_delta_rule"),),
+    "gated_deltanet": (fla_named("gated_delta_rule", "chunk_gated_delta_rule", "q k v beta g"),),
+    "kda": (fla_named("kda", "chunk_kda", "q k v beta g"),),
     "rwkv6": (fla("rwkv6", "chunk_rwkv6"),),
     "rwkv5": (fla("rwkv6", "chunk_rwkv6", every_token),),
+    "rwkv7": (fla("rwkv7", "chunk_rwkv7"),),
+    "rwkv4": (  # it takes the logarithm of a decay's logarithm
+        Peer(
+            "fla fused_recurrent_rwkv4",
+            "fla.ops.rwkv4",
+            from_nothing,
+            lambda w, *more: ((-w).log(), *more),
+        ),
+    ),
+    "gla_step": (fla_named("gla", "fused_recurrent_gla", "q k v gk initial_state"),),
+    "gated_deltanet_step": (
+        fla_named(
+            "gated_delta_rule", "fused_recurrent_gated_delta_rule", "q k v beta g initial_state"
+        ),
+    ),
+    "rwkv7_step": (fla_named("rwkv7", "fused_recurrent_rwkv7", "r w k v a b initial_state"),),
 }
 PACKAGES = ("flash-linear-attention", "fla-core", "mamba-ssm", "helion")
 DTYPE = "bfloat16; gates of a head, steps and parameters float32"
@@ -202,8 +287,12 @@ LEFT_OUT = {"helion": "the kernels are in its examples, which are not in the pac
 
 
 def kind(spec: Input) -> torch.dtype:
-    """The type of an input: bfloat16 for what has channels and comes with every token."""
-    return torch.bfloat16 if spec.timed and len(spec.letters) == 4 else torch.float32
+    """The type of an input: bfloat16 for what has channels and comes with every token.
+
+    Not for step sizes, which have channels in Mamba.
+    """
+    wide = len(spec.letters) == 4 or (spec.letters[-1][1] in "DN" and spec.low is None)
+    return torch.bfloat16 if spec.timed and wide else torch.float32
 
 
 def size(specs: Sequence[Input], sizes: Sizes) -> int:
@@ -212,14 +301,14 @@ def size(specs: Sequence[Input], sizes: Sizes) -> int:
 
 
 def bytes_moved(case: Case, sizes: Sizes, backward: bool) -> int:
-    """Bytes that must move, the states apart: they are few.
+    """Bytes that must move, the states apart where they are few.
 
     Args:
         case: what is computed.
         sizes: by letter.
         backward: both passes together, instead of the first.
     """
-    taken, given = size(case.inputs, sizes), size([case.output], sizes)
+    taken, given = size(case.inputs, sizes), size([case.output, *case.written], sizes)
     return 3 * taken + 2 * given if backward else taken + given
 
 
@@ -295,14 +384,15 @@ def draw(specs: Sequence[Input], sizes: Sizes, device: torch.device) -> list[Ten
 
 
 def thin(spec: Input, x: Tensor) -> Tensor:
-    """The last sequence of x, and its first heads."""
-    keep = {"B": slice(-1, None), "H": slice(HEADS)}
+    """The last sequence of x, and its first heads, or channels where there are no heads."""
+    keep = {"B": slice(-1, None), "H": slice(HEADS), "D": slice(HEADS)}
     return x[tuple(keep.get(letter, slice(None)) for _, letter in spec.letters)]
 
 
 def checked(spec: Input) -> bool:
-    """Whether each number of it, or of its gradient, belongs to one sequence and one head."""
-    return {"B", "H"} <= {letter for _, letter in spec.letters}
+    """Whether each number of it, or of its gradient, belongs to one sequence and head (channel)."""
+    letters = {letter for _, letter in spec.letters}
+    return "B" in letters and bool(letters & {"H", "D"})
 
 
 def results(
@@ -543,7 +633,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part in args.passes
         for name in args.only
         for shape in CASES[name].shapes
-        if shape in args.shapes
+        if shape in args.shapes and part in CASES[name].passes
     ]
     print(", ".join(f"{name} {value}" for name, value in head.items() if isinstance(value, str)))
     print(f"copy {head['copy_bytes_per_second'] / 1e12:.2f} TB/s\n{HEADER}")

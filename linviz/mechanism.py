@@ -198,7 +198,11 @@ class Form:
         if validate:
             for x, spec in zip_specs(m, inputs):
                 spec.check_values(x, where)
-        return self.compute(inputs, S, sizes, m.settled(options, sizes, inputs, validate))
+        given = inputs, S, sizes, m.settled(options, sizes, inputs, validate)
+        run = partial(self.compute, self.name, *given)
+        if self.name == "step":
+            return kernel_first(m.decode, inputs, partial(self.compute, "decode", *given), run)
+        return run()
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list, Any, dict]:
         """Sort the arguments of a call into inputs, state and options."""
@@ -214,18 +218,20 @@ class Form:
         names = list(options)[: len(self.mechanism.inputs)]
         return [options.pop(name) for name in names], S, options
 
-    def compute(self, inputs: list[Tensor], S: State | None, sizes: Sizes, options: dict) -> Any:
-        """Run on inputs that have been checked."""
+    def compute(
+        self, form: str, inputs: list[Tensor], S: State | None, sizes: Sizes, options: dict
+    ) -> Any:
+        """Run a form on inputs that have been checked: the own one, or "decode" for a step."""
         m = self.mechanism
         value = inputs[m.value_index]
         parts = () if S is None else (S,) if isinstance(S, Tensor) else tuple(S)
         wide, wide_parts, kind = inputs, parts, torch.float32
-        if self.name != "triton":  # a kernel widens by itself
+        if form not in ("triton", "decode"):  # a kernel widens by itself
             kind = wide_type(*inputs, *parts)
             wide, wide_parts = ([widen(x, kind) for x in xs] for xs in (inputs, parts))
         start = tuple(wide_parts) or m.initial_state(sizes, kind, wide)
         S = start[0] if len(start) == 1 else start
-        function = m.function(self.name)
+        function = m.function(form)
         with without_autocast(value):
             if not sizes["T"] or (not m.cache and not sizes["B"] * sizes.get("D", 1)):
                 o = widen(value, kind).narrow(-1, 0, m.output.shape(sizes)[-1])  # no numbers
@@ -241,6 +247,18 @@ class Form:
             S = tuple(s.to(x.dtype) for s, x in zip(S, parts or inputs[1:], strict=True))
         o = o.to(value.dtype)
         return (o.squeeze(1) if self.name == "step" else o), S
+
+
+def kernel_first(kernel: str | None, given: Sequence, run: Callable, otherwise: Callable) -> Any:
+    """`run` where there is a kernel and a GPU; elsewhere, and for what it refuses, `otherwise`."""
+    gpu = any(isinstance(x, Tensor) and x.is_cuda for x in given)
+    if gpu and kernel and importlib.util.find_spec("triton"):
+        unsupported = importlib.import_module("linviz.kernels.launch").Unsupported
+        try:
+            return run()
+        except unsupported:  # float64, a head too wide for the chip, gradients of a step
+            pass
+    return otherwise()
 
 
 def wide_type(*tensors: Tensor) -> torch.dtype:
@@ -390,6 +408,7 @@ class Mechanism:
         options: keyword options and their defaults.
         edges: the older mechanisms it contains.
         kernel: "module:function" of the Triton form, resolved on first use.
+        decode: the same for a few tokens: what `step` runs on a GPU, where no gradient is wanted.
         alone: why there is only a recurrent form, "" if there are others.
         linear: whether the output is linear in `value`: then there is an effective attention.
         derived: `derived(sizes, options, like)`: sizes that the inputs do not show; `like` has
@@ -420,6 +439,7 @@ class Mechanism:
     options: Mapping[str, Any] = field(default_factory=dict)
     edges: tuple[Edge, ...] = ()
     kernel: str | None = None
+    decode: str | None = None
     alone: str = ""
     linear: bool = True
     derived: Callable[[Sizes, Mapping[str, Any], Tensor], Sizes] | None = None
@@ -483,7 +503,7 @@ class Mechanism:
 
     @cached_property
     def step(self) -> Form:
-        """One token: inputs without their time axis."""
+        """One token: inputs without their time axis; a kernel on a GPU if no gradient is wanted."""
         return Form(self, "step")
 
     @cached_property
@@ -493,15 +513,10 @@ class Mechanism:
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, State]:
         """The best form for the device: the kernel on a GPU, chunks elsewhere."""
-        inputs = (*args, *kwargs.values())
-        gpu = any(isinstance(x, Tensor) and x.is_cuda for x in inputs)
-        if gpu and self.kernel and importlib.util.find_spec("triton"):
-            unsupported = importlib.import_module("linviz.kernels.launch").Unsupported
-            try:
-                return self.triton(*args, **kwargs)
-            except unsupported:  # float64, or a head too wide for the chip
-                pass
-        return (self.chunked if self.has("chunked") else self.recurrent)(*args, **kwargs)
+        otherwise = self.chunked if self.has("chunked") else self.recurrent
+        run = lambda: self.triton(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        return kernel_first(self.kernel, given, run, partial(otherwise, *args, **kwargs))
 
     def form(self, name: str) -> Form:
         """The form of that name; AttributeError, with the reason, where there is none."""
@@ -511,8 +526,8 @@ class Mechanism:
 
     def function(self, form: str) -> Callable:
         """What computes a form: (*inputs, S, **options) -> (o, S)."""
-        if form == "triton":
-            kernel = self.load_kernel()
+        if form in ("triton", "decode"):
+            kernel = self.load_kernel() if form == "triton" else resolve(self.decode)
             return partial(self.functions["triton"], kernel) if self.recurrence else kernel
         return self.functions["recurrent" if form == "step" else form]
 
@@ -527,8 +542,7 @@ class Mechanism:
             )
         if self.kernel is None:
             raise ValueError(f"lv.{self.name}.triton: {missing}")
-        module, _, name = self.kernel.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return resolve(self.kernel)
 
     def explain(self, form: str) -> str:
         """The docstring of a form."""
@@ -771,6 +785,12 @@ class Mechanism:
                 o = o.unflatten(0, (-1, sizes["B"]))  # [w, B, rows, D]
                 A[..., j : j + width] = o.permute(1, 3, 2, 0)
         return A
+
+
+def resolve(kernel: str) -> Callable:
+    """The function "module:function"."""
+    module, _, name = kernel.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def zip_specs(m: Mechanism, inputs: Sequence[Any]) -> zip:

@@ -34,16 +34,17 @@ def dry(tmp_path, capsys, monkeypatch):
 
 
 def test_all_cases(dry):
-    code, out, found = dry("--shapes", "S1", "M2a", "R1")
+    code, out, found = dry("--shapes", "S1", "M1", "M2a", "R1", "R4", "D1")
     assert code == 0, out
     assert found["dry_run"] is True
     assert {"date", "device", "torch", "triton", "cuda", "python", "dtype"} <= set(found)
     assert found["copy_bytes_per_second"] > 0 and "configurations" in found
     rows = {bench_gpu.key(row): row for row in found["rows"]}
     shapes = {
-        name: {"mamba2": "M2a", "rwkv6": "R1", "rwkv5": "R1"}.get(name, "S1") for name in CASES
+        name: next(x for x in case.shapes if x in ("S1", "M1", "M2a", "R1", "R4", "D1"))
+        for name, case in CASES.items()
     }
-    assert set(rows) == {(x, shapes[x], part) for x in CASES for part in ("forward", "backward")}
+    assert set(rows) == {(x, shapes[x], part) for x in CASES for part in CASES[x].passes}
     for (name, shape, part), row in rows.items():
         case, ours = CASES[name], row["runs"]["linviz"]
         assert "raised" not in ours and ours["eager_ms"] > 0 and row["floor_ms"] > 0
@@ -53,11 +54,8 @@ def test_all_cases(dry):
         assert set(ours["errors"]) == wanted and len(wanted) >= (part == "backward") + 1
         assert max(ours["errors"].values()) < 5e-3
         assert f"{name:22}{shape:8}{part}" in out
-    assert rows["mamba2", "M2a", "backward"]["runs"]["linviz"]["errors"].keys() == {
-        "y",
-        "dx",
-        "ddt",
-    }
+    for row in (rows["mamba2", "M2a", "backward"], rows["mamba", "M1", "backward"]):
+        assert row["runs"]["linviz"]["errors"].keys() == {"y", "dx", "ddt"}
 
 
 def test_pieces_are_put_together(dry):
@@ -167,6 +165,7 @@ def test_floors_are_those_of_the_byte_model():
     assert [round(x, 3) for x in backward] == [0.328, 0.218, 0.055, 0.437, 0.437, 0.014]
     assert round(floor(CASES["gla"], SHAPES["S1"]), 3) == 0.234
     assert round(floor(CASES["rwkv6"], SHAPES["R1"]), 3) == 0.312
+    assert round(floor(CASES["gla_step"], SHAPES["D64"]), 3) == 0.063  # .062 for the states
     sizes = [floor(CASES["mamba2"], SHAPES[x]) for x in ("M2a", "M2a-8k", "M2b")]
     assert [round(x, 3) for x in sizes] == [0.081, 0.325, 0.515]
     tiny = {"B": 1, "T": 1, "H": 1, "K": 2, "V": 3}

@@ -206,7 +206,7 @@ def test_triton_agrees_with_the_recurrence(m, T):
 def test_triton_stays_right_at_extreme_gates(m, gate):
     inputs, S = example(m, 50, gate=gate)
     truth = gradients(m, m.recurrent, inputs, S)
-    if m.name == "mamba2" and gate in (-math.inf, "mixed"):
+    if m.name in ("mamba", "mamba2") and gate in (-math.inf, "mixed"):
         truth = numbers(m, *m.recurrent(*inputs, S=S))  # d/d dt of e^(dt A) is -inf * 0 there
     found = gradients(m, kernel(m), narrow(*inputs), narrow_state(S))[: len(truth)]
     greatest = max(x.abs().max().item() for x in truth)
@@ -222,7 +222,8 @@ def test_triton_at_any_shape_and_split(m, data):
     letters = {x: draw(x, 1, 40) for x in sizes(m) if x in "KVNP"} | {"B": draw("B", 1, 2)}
     T, seed = draw("T", 2, 40), draw("seed", 0, 99)
     inputs = m.example(T, seed, **{**sizes(m), **letters})
-    truth = numbers(m, *m.recurrent(*(x.double() for x in inputs)))
+    wide = [x.to(torch.promote_types(x.dtype, torch.float64)) for x in inputs]
+    truth = numbers(m, *m.recurrent(*wide))
     t = draw("split", 1, T - 1)
     cut = lambda a, b: [x[:, a:b] if s.timed else x for x, s in zip(inputs, m.inputs, strict=True)]
     first, S = kernel(m)(*cut(0, t))
@@ -251,6 +252,8 @@ def test_triton_says_what_it_cannot(m):
         ValueError, match=r"must be float32, float16 or bfloat16, got torch.float64"
     ):
         m.triton(*m.example(5, dtype=torch.float64, **sizes(m)))
+    if m is lv.rwkv4:
+        return  # no channel of it shares a program's state with another: any number will do
     wide = {"N": 300} if "N" in sizes(m) else {"K": 300}
     with pytest.raises(ValueError, match="holds 256 key and 256 value channels, got 300"):
         m.triton(*m.example(5, **sizes(m, **wide)))
@@ -785,8 +788,8 @@ def test_what_is_missing_says_so(monkeypatch):
         lv.gla.triton(*lv.gla.example(6))
     monkeypatch.undo()
     if importlib.util.find_spec("triton"):
-        with pytest.raises(ValueError, match=r"no Triton kernel yet; lv\.kda\.chunked computes"):
-            lv.kda.triton(*lv.kda.example(6))
+        with pytest.raises(ValueError, match=r"no Triton kernel yet; lv\.softmax\.chunked comp"):
+            lv.softmax.triton(*lv.softmax.example(6))
 
 
 @every

@@ -20,7 +20,16 @@ if ON_GPU and not torch.cuda.is_available():
     pytest.skip(reason, allow_module_level=True)
 pytest.importorskip("triton", reason="NO TRITON")
 
-from linviz.kernels import launch, scalar_decay, vector_decay  # noqa: E402
+from linviz.kernels import (  # noqa: E402
+    decode,
+    delta_rule,
+    diagonal_scan,
+    launch,
+    rwkv7,
+    scalar_decay,
+    vector_decay,
+    wkv4,
+)
 
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="there is nothing of it in the interpreter")
 
@@ -56,6 +65,14 @@ def vector(K, V, kind, *, bonus=False, T=T, B=B, H=H):
     return inputs(kind, {"q": q, "k": k, "v": v, "g": g}, {"u": u})
 
 
+def delta(K, V, kind, *, gate="scalar", T=T, B=B, H=H):
+    """Inputs of delta_rule, by name; a gate of "none", one a head ("scalar") or "vector"."""
+    q, k, v, beta, g = lv.kda.example(T, B=B, H=H, K=K, V=V, dtype=torch.float64)
+    narrow = {"q": q, "k": k, "v": v} | ({"g": g} if gate == "vector" else {})
+    wide = {"scalar": {"g": g[..., 0]}, "none": {"g": None}}.get(gate, {})
+    return inputs(kind, narrow, {"beta": 2 * beta} | wide)
+
+
 def inputs(kind, narrow, wide):
     """Inputs on the device: some in `kind`, those that are always wide in float32; and a state."""
     q, v = narrow["q"], narrow["v"]
@@ -65,9 +82,27 @@ def inputs(kind, narrow, wide):
     return narrow | {n: x if x is None else x.to(DEVICE, torch.float32) for n, x in wide.items()}
 
 
+def rank_one(K, V, kind, *, T=T):
+    """Inputs of rank_one, by name."""
+    names = lv.rwkv7.example(T, B=B, H=H, K=K, V=V, dtype=torch.float64)
+    named = dict(zip("qwkvab", names, strict=True))
+    return inputs(kind, named, {"w": named.pop("w")})
+
+
+def averages(w, u, k, v, S, run=wkv4.chunked, **how):
+    """RWKV-4 with a state in one piece; its exponent is chosen, not computed."""
+    o, S = run(w, u, k, v, S=tuple(S), **how)
+    return o, torch.stack(S[:2])
+
+
 ROOMS = {
+    "rank_one": (rwkv7.chunked, recurrences.rank_one.chunked),
+    "rwkv4": (averages, partial(averages, run=lv.rwkv4.chunked)),
     "scalar_decay": (scalar_decay.chunked, recurrences.scalar_decay.chunked),
     "vector_decay": (vector_decay.chunked, recurrences.vector_decay.chunked),
+    "delta_rule": (delta_rule.chunked, recurrences.delta_rule.chunked),
+    "diagonal_scan": (diagonal_scan.chunked, recurrences.diagonal_scan.chunked),
+    "convolution": (diagonal_scan.fixed, recurrences.convolution.chunked),
 }
 
 
@@ -77,7 +112,8 @@ def both_passes(run, given):
     o, S = run(**{**given, **leaves})
     rng = torch.Generator().manual_seed(2)
     do, dS = (torch.randn(x.shape, generator=rng) for x in (o, S))
-    do = do.to(given["v"].dtype if o.dtype != torch.float64 else torch.float32)
+    kind = given["v" if "v" in given else "u"].dtype
+    do = do.to(kind if o.dtype != torch.float64 else torch.float32)
     pair = [x.to(o.device, y.dtype) for x, y in ((do, o), (dS, S))]
     gradients = torch.autograd.grad([o, S], list(leaves.values()), pair)
     return {"o": o, "S": S} | {f"d{n}": x for n, x in zip(leaves, gradients, strict=True)}
@@ -104,21 +140,28 @@ def compare(found, wanted, given, kind):
     """
     for name, x in found.items():
         y = wanted[name]
+        if x.is_complex():
+            x, y = torch.view_as_real(x), torch.view_as_real(y)
         assert x.shape == y.shape and x.isfinite().all() and y.isfinite().all(), name
         scale = max(rms(y), torch.finfo(kind).tiny)
-        if name == "dg":
+        if name == "dg" or (name == "dw" and "a" in given):  # the gates of rank_one
             terms = given["k"].double() * wanted["dk"]
             scale = max(scale, rms(terms if y.shape == terms.shape else terms.sum(-1)))
         difference = rms(x.double() - y)
         error = difference / scale if difference else 0.0
         print(f"{name} {error:.1e}", end="  ")
-        assert error <= LIMITS[kind][0 if name in "oS" else 2 if name == "dg" else 1], name
+        assert error <= LIMITS[kind][0 if name in "oS" else 2 if name in ("dg", "dw") else 1], name
+
+
+def doubled(x):
+    """Float64, or the complex numbers of two."""
+    return torch.promote_types(x.dtype, torch.float64)
 
 
 def agree(room, given, kind, monkeypatch=None, **options):
     """Run the kernel, twice where memory is poisoned, and compare with float64."""
     kernel, exact = ROOMS[room]
-    wide = {n: x if x is None else x.double() for n, x in given.items()}
+    wide = {n: x if x is None else x.to(doubled(x)) for n, x in given.items()}
     wanted = both_passes(partial(exact, chunk=16), wide)
     run = partial(kernel, **options)
     if monkeypatch:
@@ -193,6 +236,75 @@ def test_configurations_of_gated_values(monkeypatch, n, config, kind, segments, 
     agree("vector_decay", vector(K, V, kind, bonus=bonus), kind, monkeypatch, segments=segments)
 
 
+@WIDTHS
+@pytest.mark.parametrize("table", ["SWEEPS", "CHUNKS"])
+@pytest.mark.parametrize("n", range(len(rwkv7.SWEEPS)))
+def test_configurations_of_rank_one(monkeypatch, n, table, whole):
+    configs = getattr(rwkv7, table)
+    if n >= len(configs):
+        pytest.skip("there are fewer")
+    kind = HALVES[0] if configs[n].bits == 16 else torch.float32
+    only(monkeypatch, rwkv7, table, configs[n])
+    K, V = widths(configs[n], whole)
+    agree("rank_one", rank_one(K, V, kind), kind, monkeypatch)
+
+
+@pytest.mark.parametrize("segments", SEGMENTS)
+@pytest.mark.parametrize("n, config, kind", each(wkv4.CONFIGS))
+def test_configurations_of_rwkv4(monkeypatch, n, config, kind, segments):
+    only(monkeypatch, wkv4, "CONFIGS", config)
+    w, u, k, v = (x.to(DEVICE) for x in lv.rwkv4.example(T, B=B, D=config.tile + 5))
+    S = torch.rand(3, *k.shape[::2], generator=torch.Generator()).to(DEVICE) + 0.5
+    given = {"w": w, "u": u, "k": k.to(kind), "v": v.to(kind), "S": S}
+    agree("rwkv4", given, kind, monkeypatch, segments=segments)
+
+
+DELTA = [
+    pytest.param(table, gate, *each_config.values, id=f"{table}-{gate}-{each_config.id}")
+    for table in ("SWEEPS", "VALUES", "GATED_SWEEPS", "GATED_VALUES")
+    for gate in (["vector"] if "GATED" in table else ["none", "scalar"])
+    for each_config in each(getattr(delta_rule, table))
+]
+
+
+@WIDTHS
+@pytest.mark.parametrize("table, gate, n, config, kind", DELTA)
+def test_configurations_of_delta_rule(monkeypatch, table, gate, n, config, kind, whole):
+    only(monkeypatch, delta_rule, table, config)
+    most, tile = widths(config, whole)
+    K, V = (tile, most) if "VALUES" in table else (most, tile)
+    agree("delta_rule", delta(K, V, kind, gate=gate), kind, monkeypatch)
+
+
+def diagonal(numbers, kind, *, two=False):
+    """Inputs of diagonal_scan, or with complex modes of convolution; so many numbers a channel."""
+    sizes = {"B": B, "D": 41, "N": numbers // 2 if two else numbers, "dtype": torch.float64}
+    if two:
+        u, dt, A, b, C, _ = lv.s4.example(T, **sizes)
+        named = {"u": u, "a": (dt[:, None] * A).exp(), "b": dt[:, None] * b, "C": C}
+        named["S"] = torch.randn(B, *A.shape, dtype=A.dtype, generator=torch.Generator())
+    else:
+        named = dict(zip(["u", "dt", "A", "B", "C"], lv.mamba.example(T, **sizes), strict=False))
+        named["S"] = torch.randn(B, *named["A"].shape, generator=torch.Generator())
+    narrow = lambda n: kind if n in ("u", "B", "C") else torch.float32
+    its = lambda n, x: torch.complex64 if x.is_complex() else narrow(n)
+    return {n: x.to(DEVICE, its(n, x)) for n, x in named.items()}
+
+
+@pytest.mark.parametrize("two", [False, True], ids=["mamba", "s4"])
+@pytest.mark.parametrize("segments", SEGMENTS)
+@pytest.mark.parametrize("kind", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("n", range(len(diagonal_scan.CONFIGS)))
+def test_configurations_of_diagonal_scan(monkeypatch, n, kind, segments, two):
+    """States that fill the configuration, and two fewer."""
+    config = diagonal_scan.CONFIGS[n]
+    monkeypatch.setattr(diagonal_scan, "CONFIGS", (config,))
+    monkeypatch.setattr(launch, "KEEP", 64)  # a segment is no shorter
+    room = "convolution" if two else "diagonal_scan"
+    for numbers in (config.most, config.most - 2):
+        agree(room, diagonal(numbers, kind, two=two), kind, monkeypatch, segments=segments)
+
+
 # ------------------------------------------------------------------------- what is chosen by itself
 
 
@@ -255,6 +367,19 @@ def test_gates_of_all_sizes(room, make, gate, kind):
     agree(room, stressed(make(16, 16, kind), gate), kind, segments=SEGMENTS[1])
 
 
+@pytest.mark.parametrize("kind", [torch.float32, HALVES[0]], ids=str)
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("its", ["scalar", "vector"])
+def test_gates_of_all_sizes_in_delta_rule(its, gate, kind):
+    agree("delta_rule", stressed(delta(16, 16, kind, gate=its), gate), kind)
+
+
+@pytest.mark.parametrize("its", ["none", "scalar", "vector"])
+def test_a_long_sequence_in_delta_rule(its):
+    given = delta(32, 32, HALVES[0], gate=its, T=LONG, B=1, H=1)
+    agree("delta_rule", given, HALVES[0])
+
+
 @pytest.mark.parametrize("gate", [-1e-4, "mixed"])
 @pytest.mark.parametrize("room, make", STRESS)
 def test_a_long_sequence(room, make, gate):
@@ -305,7 +430,10 @@ def test_compiled(m):
 @pytest.mark.parametrize("m", KERNELS, ids=lambda m: m.name)
 @pytest.mark.parametrize("reason", ["float64", "K=300"])
 def test_what_the_kernel_refuses_goes_to_chunks(m, reason):
-    wide = {"N" if m is lv.mamba2 else "K": 300}
+    letters = {letter for x in m.inputs for _, letter in x.letters}
+    if m is lv.rwkv4 and reason == "K=300":
+        pytest.skip("no number of channels is too much")
+    wide = {"N" if "N" in letters else "K": 300}
     more = {"dtype": torch.float64} if reason == "float64" else wide
     inputs = example(m, 20, **more)
     with pytest.raises(launch.Unsupported, match=r"float32|256"):
@@ -357,3 +485,59 @@ def test_a_capture_without_a_warm_up_chooses_nothing(monkeypatch):
     with torch.cuda.graph(torch.cuda.CUDAGraph()):
         vector_decay.chunked(q, k, v, g)
     assert launch.CHOSEN == {}
+
+
+# ---------------------------------------------------------------------------------------- decoding
+
+DECODERS = pytest.mark.parametrize("m", [m for m in lv.registry if m.decode], ids=lambda m: m.name)
+
+
+@DECODERS
+@pytest.mark.parametrize("kind", [torch.float32, *HALVES], ids=str)
+@pytest.mark.parametrize("n", [16, 64, 100, 128, 256] if ON_GPU else [20])
+def test_every_width_of_a_step(m, n, kind):
+    letters = {letter for x in m.inputs for _, letter in x.letters}
+    V = min(n + 5, 250)
+    wanted = {"B": 2, "H": 3, "K": n, "V": V, "N": n, "P": V, "D": 300, "G": 1}
+    sizes = {x: size for x, size in wanted.items() if x in letters}
+    given = example(m, 5, dtype=kind, **sizes)
+    _, S = m.recurrent(*given)
+    options = m.settled(dict(m.options), m.sizes(given, S, m.options, ""), given, False)
+    o, after = m.function("decode")(*given, S=S, **options)
+    truth, S_truth = m.recurrent(*(x.double() for x in given), S=S)
+    states = [(after, S_truth)] if isinstance(S, torch.Tensor) else zip(after, S_truth, strict=True)
+    for x, y in ((o, truth), *states):
+        assert rms(x.double() - y) <= LIMITS[kind][0] * rms(y)
+
+
+@needs_gpu
+@DECODERS
+def test_a_step_on_a_gpu_is_the_kernel(m, monkeypatch):
+    given = example(m, 1)
+    token = [x[:, 0] if spec.timed else x for x, spec in zip(given, m.inputs, strict=True)]
+    wanted = m.recurrent(*given)
+    monkeypatch.setitem(m.functions, "recurrent", None)
+    o, S = m.step(*token)
+    lv.check(o, wanted[0][:, 0])
+    lv.check(S, wanted[1])
+
+
+@needs_gpu
+def test_steps_in_a_cuda_graph():
+    """Captured once, in place; tokens and slots change between replays."""
+    q, k, v, g = lv.gla.example(1, B=3, K=128, V=128, device=DEVICE)
+    pool, o = torch.randn(5, *q.shape[2:], 128, device=DEVICE), torch.empty_like(v)
+    slots = torch.tensor([3, -1, 0], device=DEVICE)
+    run = lambda pool, out: decode.vector_decay(q, k, v, g, pool, slots=slots, out=(out, None))
+    run(pool.clone(), o)  # compiled
+    graph, captured = torch.cuda.CUDAGraph(), pool.clone()
+    with torch.cuda.graph(graph):
+        run(captured, o)
+    captured.copy_(pool)
+    for t in range(3):
+        for x, y in zip((q, k, v, g), lv.gla.example(1, t, B=3, K=128, V=128), strict=True):
+            x.copy_(y)
+        slots.copy_(torch.tensor([[3, -1, 0], [1, 0, 3], [-1, -1, 4]][t]))
+        graph.replay()
+        wanted, _ = run(pool, None)
+        assert torch.equal(o, wanted) and torch.equal(captured, pool)

@@ -44,7 +44,15 @@ def test_everything_compiles_and_nothing_spills(rows):
 
 
 def test_every_role_and_configuration_of_every_kernel_is_there(rows):
-    from linviz.kernels import scalar_decay, vector_decay
+    from linviz.kernels import (
+        decode,
+        delta_rule,
+        diagonal_scan,
+        rwkv7,
+        scalar_decay,
+        vector_decay,
+        wkv4,
+    )
 
     sweeps = {
         "scalar_decay.sweep": (scalar_decay.CONFIGS, {"forward", "dq", "dk", "dv"}),
@@ -52,16 +60,56 @@ def test_every_role_and_configuration_of_every_kernel_is_there(rows):
         "vector_decay.gated_scores": (vector_decay.SCORES, {"forward", "dv"}),
         "vector_decay.gated_values": (vector_decay.VALUES, {"dq", "dk"}),
         "vector_decay.ends": ((vector_decay.ENDS,), {"forward", "backward"}),
+        "delta_rule.grams": (delta_rule.GRAMS, {"any"}),
+        "delta_rule.sweep": (delta_rule.SWEEPS, {"any", "states"}),
+        "delta_rule.back": (delta_rule.SWEEPS, {"any"}),
+        "delta_rule.reads": (delta_rule.VALUES, {"any"}),
+        "delta_rule.writes": (delta_rule.VALUES, {"any"}),
+        "diagonal_scan.scan": (diagonal_scan.CONFIGS, {"any"}),
+        "diagonal_scan.scan_back": (diagonal_scan.CONFIGS, {"any"}),
+        "diagonal_scan.leave": (diagonal_scan.CONFIGS, {"forward", "backward"}),
+        "diagonal_scan.connect": (diagonal_scan.CONFIGS, {"any"}),
+        "rank_one.system": (rwkv7.CHUNKS, {"any", "back"}),
+        "rank_one.sweep": (rwkv7.SWEEPS, {"any", "states"}),
+        "rank_one.back": (rwkv7.SWEEPS, {"any"}),
+        "rank_one.system_back": (rwkv7.CHUNKS, {"back"}),
+        "rank_one.keys_back": (rwkv7.CHUNKS, {"any"}),
+        "wkv4.sweep": (wkv4.CONFIGS, {"any", "states"}),
+        "wkv4.back": (wkv4.CONFIGS, {"any", "states"}),
+        "wkv4.connect": (wkv4.CONFIGS[:1], {"forward", "backward"}),
+        "decode.matrix_step": (decode.MATRIX, {"any"}),
+        "decode.diagonal_step": (decode.DIAGONAL, {"any"}),
+        "decode.average_step": (decode.AVERAGE, {"any"}),
+    }
+    each = {
+        "scalar_decay": {"none", "fixed", "data"},
+        "vector_decay": {"plain", "bonus"},
+        "delta_rule": {"none", "scalar", "vector"},
+        "diagonal_scan": {"chunked", "fixed"},
+        "rank_one": {"plain"},
+        "wkv4": {"plain"},
+        "decode.matrix_step": {"scalar_decay", "vector_decay", "delta_rule", "rank_one"},
+        "decode.diagonal_step": {"diagonal_scan"},
+        "decode.average_step": {"rwkv4"},
+    }
+    vectors = {  # with a gate a channel, other configurations
+        "delta_rule.sweep": delta_rule.GATED_SWEEPS,
+        "delta_rule.back": delta_rule.GATED_SWEEPS,
+        "delta_rule.reads": delta_rule.GATED_VALUES,
+        "delta_rule.writes": delta_rule.GATED_VALUES,
     }
     assert {row.kernel for row in rows} == {*sweeps, "scalar_decay.join", "vector_decay.join"}
     for kernel, (configs, roles) in sweeps.items():
-        variants = {"plain", "bonus"} if "vector" in kernel else {"none", "fixed", "data"}
+        variants = each.get(kernel) or each[kernel.split(".")[0]]
+        tables = dict.fromkeys(variants, configs)
+        if kernel in vectors:
+            tables["vector"] = vectors[kernel]
         wanted = {
             (n, target, role, variant)
-            for n, config in enumerate(configs)
+            for variant, table in tables.items()
+            for n, config in enumerate(table)
             for target in config.targets
             for role in roles
-            for variant in variants
         }
         found = [r for r in rows if r.kernel == kernel]
         assert {(r.config, r.target, r.role, r.variant) for r in found} == wanted, kernel
@@ -186,6 +234,19 @@ def test_operations_and_bytes_of_a_sweep(rows):
             assert row.bounds["S1"].ms == 1e3 * max(times)
 
 
+def test_a_step_reads_and_writes_its_state(rows):
+    """64 sequences of 32 heads at K = V = 128 in float32, beside which a token is little."""
+    steps = [r for r in rows if r.kernel == "decode.matrix_step" and "D1" in r.traffic]
+    assert {(r.variant, r.target) for r in steps} == {
+        (variant, target)
+        for variant in ("scalar_decay", "vector_decay", "delta_rule", "rank_one")
+        for target in (80, 90, 100)
+    }
+    for row in steps:
+        tokens = row.traffic["D1"] / (64 * 32) - 2 * 4 * 128 * 128
+        assert 4 * 4 * 128 < tokens < 8 * 4 * 128 and row.bounds["D1"].by == "bytes"
+
+
 def test_segments_come_where_programs_are_few(rows):
     """The one canonical shape with heads as wide as `ends` is compiled for fills every chip."""
     ends = [r for r in rows if r.kernel.endswith(".ends") and r.kind == "bf16"]
@@ -295,8 +356,11 @@ def test_the_compiled_text_of_one_row():
 def test_an_unknown_name_is_refused_with_the_known_ones():
     done = run("swep")
     assert done.returncode == 2 and not done.stdout
-    assert "got swep" in done.stderr and "scalar_decay.sweep, sweep" in done.stderr
-    assert run("sweep", "--role", "up").stderr.count("wanted one of dk, dq, dv, forward") == 1
+    assert "got swep" in done.stderr and "scalar_decay.sweep, " in done.stderr
+    assert (
+        "wanted one of any, dk, dq, dv, forward, states, got up"
+        in run("sweep", "--role", "up").stderr
+    )
 
 
 PLANT = """

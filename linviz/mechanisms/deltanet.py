@@ -76,6 +76,8 @@ MECHANISM = Mechanism(
     flops=lambda n: 7 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="delta_rule",
+    kernel="linviz.kernels.delta_rule:chunked",
+    decode="linviz.kernels.decode:delta_rule",
     edges=(
         Edge(
             "linear_attention", "orthonormal keys, beta = 1, no normaliser", like_linear_attention

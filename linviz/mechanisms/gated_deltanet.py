@@ -67,6 +67,8 @@ MECHANISM = Mechanism(
     flops=lambda n: 7 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="delta_rule",
+    kernel="linviz.kernels.delta_rule:chunked",
+    decode="linviz.kernels.decode:delta_rule",
     edges=(Edge("deltanet", "g = 0", like_deltanet),),
     moves=(
         Move("decay", r"e^{g_t}", "S", (Made("a", "b t h", ("g",)),), 1),

@@ -74,6 +74,7 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="vector_decay",
     kernel="linviz.kernels.vector_decay:chunked",
+    decode="linviz.kernels.decode:vector_decay",
     edges=(Edge("retnet", "g = log gamma_h on every channel and token", like_retnet),),
     moves=(
         Move("decay", r"\operatorname{diag}(e^{g_t})", "S", (Made("a", "b t h k", ("g",)),), 1),

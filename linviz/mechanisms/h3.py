@@ -72,7 +72,15 @@ def with_past(k: Tensor, k_last: Tensor) -> Tensor:
     return torch.cat([k_last.flip(-1).mT, k], 1)
 
 
-FORMS = through(convolution, run)
+def run_kernel(
+    kernel: Callable, *inputs: Tensor, S: State, discretization: str
+) -> tuple[Tensor, State]:
+    """The same where the state comes in float32: all is float32 at least."""
+    inputs, S = (tuple(map(s4.at_least_float32, x)) for x in (inputs, S))
+    return run(kernel, *inputs, S, discretization=discretization)
+
+
+FORMS = through(convolution, run) | {"triton": run_kernel}
 
 
 def trace(*inputs: Tensor, S: State, discretization: str) -> dict[str, Tensor | State]:
@@ -115,6 +123,7 @@ MECHANISM = Mechanism(
     flops=lambda n: n["D"] * (24 * n["N"] + 5),
     doc=__doc__,
     recurrence="convolution",
+    kernel="linviz.kernels.diagonal_scan:fixed",
     options={"discretization": "zoh"},
     edges=(Edge("s4", "the filter keeps the newest key, q = v = 1", like_s4),),
     moves=(

@@ -66,6 +66,8 @@ MECHANISM = Mechanism(
     flops=lambda n: 7 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="delta_rule",
+    kernel="linviz.kernels.delta_rule:chunked",
+    decode="linviz.kernels.decode:delta_rule",
     edges=(
         Edge("gated_deltanet", "g the same on every channel", like_gated_deltanet),
         Edge("gla", "each key its own axis, beta = 1", like_gla),

@@ -167,6 +167,7 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="scalar_decay",
     kernel="linviz.kernels.scalar_decay:chunked",
+    decode="linviz.kernels.decode:scalar_decay",
     options={"feature_map": "elu", "normalize": True, "eps": 0.0},
     edges=(Edge("softmax", "one key channel, q = 1, features e^k", like_softmax),),
     derived=features,

@@ -50,6 +50,13 @@ def run(
     return y + D * x, h
 
 
+def run_kernel(
+    kernel: Callable, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, S: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same where the kernel multiplies by dt and adds the skip itself."""
+    return kernel(x, dt, A, B, C, S, D=D)
+
+
 def like_s4(T: int, seed: int) -> tuple[Tensor, Tensor]:
     """The same dt and A in all channels at all times, and B of S4's zero-order hold."""
     u, dt, _, _, _, D = s4.MECHANISM.example(T, seed, dtype=torch.float64)
@@ -89,10 +96,12 @@ MECHANISM = Mechanism(
     output=Input("y", "b t d"),
     state=(Input("h", "b d n"),),
     value="x",
-    functions=through(diagonal_scan, run),
+    functions=through(diagonal_scan, run) | {"triton": run_kernel},
     flops=lambda n: n["D"] * (7 * n["N"] + 3),
     doc=__doc__,
     recurrence="diagonal_scan",
+    kernel="linviz.kernels.diagonal_scan:chunked",
+    decode="linviz.kernels.decode:diagonal_scan",
     edges=(
         Edge("s4", "dt, B and C the same at all times, real A", like_s4),
         Edge("lstm", "one state a channel, and an LSTM whose W = 0: its cell", like_lstm),

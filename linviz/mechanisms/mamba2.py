@@ -96,6 +96,7 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="scalar_decay",
     kernel="linviz.kernels.scalar_decay:chunked",
+    decode="linviz.kernels.decode:scalar_decay",
     edges=(
         Edge("retnet", "dt = 1, A = log gamma_h, D = 0", like_retnet),
         Edge("mamba", "a Mamba whose channels share dt and one A", like_mamba),

@@ -92,6 +92,7 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="scalar_decay",
     kernel="linviz.kernels.scalar_decay:chunked",
+    decode="linviz.kernels.decode:scalar_decay",
     options={"gamma": None},
     edges=(
         Edge("linear_attention", "gamma = 1, no features, no normaliser", like_linear_attention),

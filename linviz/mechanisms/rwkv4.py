@@ -165,6 +165,8 @@ MECHANISM = Mechanism(
     functions={"recurrent": recurrent, "parallel": parallel, "chunked": chunked, "trace": trace},
     flops=lambda n: 28 * n["D"],
     doc=__doc__,
+    kernel="linviz.kernels.wkv4:chunked",
+    decode="linviz.kernels.decode:rwkv4",
     edges=(Edge("linear_attention", "w = u = 0, features e^k", like_linear_attention),),
     empty=empty,
     moves=(

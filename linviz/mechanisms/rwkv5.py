@@ -80,6 +80,7 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="vector_decay",
     kernel="linviz.kernels.vector_decay:chunked",
+    decode="linviz.kernels.decode:vector_decay",
     edges=(Edge("retnet", "w = log gamma_h, r = gamma_h q, u = 1/gamma_h", like_retnet),),
     moves=(
         *READ_FIRST,

@@ -62,6 +62,7 @@ MECHANISM = Mechanism(
     doc=__doc__,
     recurrence="vector_decay",
     kernel="linviz.kernels.vector_decay:chunked",
+    decode="linviz.kernels.decode:vector_decay",
     edges=(Edge("rwkv5", "w the same at every token", like_rwkv5),),
     moves=(
         *rwkv5.READ_FIRST,

@@ -109,6 +109,8 @@ MECHANISM = Mechanism(
     flops=lambda n: 9 * n["H"] * n["K"] * n["V"],
     doc=__doc__,
     recurrence="rank_one",
+    kernel="linviz.kernels.rwkv7:chunked",
+    decode="linviz.kernels.decode:rank_one",
     edges=(
         Edge("deltanet", "w = 0, a = -k, b = beta k", like_deltanet),
         Edge("kda", "a = -e^w k, b = beta k", like_kda),

@@ -78,6 +78,18 @@ def run(
     return y + D * u, h
 
 
+def run_kernel(
+    kernel: Callable, u: Tensor, *system: Tensor, S: Tensor, discretization: str
+) -> tuple[Tensor, Tensor]:
+    """The same where the kernel takes u as it comes; the system is float32 at least."""
+    return run(kernel, u, *map(at_least_float32, system), S, discretization=discretization)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """X in float32 or better, or in complex numbers of these."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def discretize(dt: Tensor, A: Tensor, B: Tensor, discretization: str) -> tuple[Tensor, Tensor]:
     """The coefficients (a, b) of the loop (1), each [D, N]."""
     if discretization not in ("zoh", "bilinear"):
@@ -207,10 +219,11 @@ MECHANISM = Mechanism(
     output=Input("y", "b t d"),
     state=(Input("h", "b d n", complex=True),),
     value="u",
-    functions=through(convolution, run),
+    functions=through(convolution, run) | {"triton": run_kernel},
     flops=lambda n: n["D"] * (22 * n["N"] + 3),
     doc=__doc__,
     recurrence="convolution",
+    kernel="linviz.kernels.diagonal_scan:fixed",
     options={"discretization": "zoh"},
     moves=(
         Move("decay", r"\bar A", "h", (Made("a", "d n", ("dt", "A")),), 1),
