@@ -59,6 +59,7 @@ from linviz.kernels.launch import (
     LOG2E,
     Config,
     Unsupported,
+    across,
     add,
     check,
     kept,
@@ -78,13 +79,6 @@ CHUNK = 16  # tokens whose system is inverted at once
 
 
 # ------------------------------------------------------------------------------ gates in a chunk
-
-
-@triton.jit
-def across(o_c, level):
-    """Pairs [later, earlier] of the right and the left half of a block of 2 << level tokens."""
-    o_h = o_c >> level
-    return (o_h[:, None] == o_h[None, :] + 1) & (o_h[:, None] % 2 == 1)
 
 
 @triton.jit

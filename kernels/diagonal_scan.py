@@ -17,7 +17,8 @@ Time is walked token by token, without a scan across threads: the numbers of a s
 on each other, and they are work enough for a thread. U tokens are read before they are needed.
 Equation numbers in comments are those of linviz/recurrences/diagonal_scan.py; the equations of
 convolution.py are the same with coefficients that never change (FIXED) and may be complex: then the
-real and the imaginary parts are two planes.
+real and the imaginary parts are two planes. Mamba's softplus of dt, its skip D and its gate silu(z)
+are done on the way, where they are given.
 
 Going back, with q for the gradient of a state as far as it comes from later tokens:
 
@@ -29,7 +30,7 @@ Going back, with q for the gradient of a state as far as it comes from later tok
 
 The states come out of those that were kept: C tokens are walked through once more to note the
 state before each U, then the last U, whose states fit in registers, then the U before. Nothing is
-divided by a gate. The gradient of a complex number is that of its real part plus i times that of
+divided by a. The gradient of a complex number is that of its real part plus i times that of
 its imaginary part; so the factors there are conjugates.
 """
 
@@ -106,6 +107,29 @@ def conjugate(x, PLANES: tl.constexpr):
 
 
 @triton.jit
+def softplus(b_x):
+    """ln(1 + e^x) to the last digit, small ones too."""
+    b_e = tl.exp2(-tl.abs(b_x) * LOG2E)
+    b_sum = 1.0 + b_e
+    b_log = tl.where(b_sum > 1.0, tl.log(b_sum) * (b_e / tl.maximum(b_sum - 1.0, 1e-9)), b_e)
+    return tl.maximum(b_x, 0.0) + b_log
+
+
+@triton.jit
+def softplus_slope(b_dt):
+    """The derivative of softplus where it is dt: 1 - e^-dt, by its series where dt is small."""
+    b_near = b_dt * (1.0 - b_dt * (1 / 2 - b_dt * (1 / 6 - b_dt / 24)))
+    return tl.where(b_dt < 0.03, b_near, 1.0 - tl.exp2(-b_dt * LOG2E))
+
+
+@triton.jit
+def silu(b_z):
+    """The gate z / (1 + e^-z), and its derivative."""
+    b_s = 1.0 / (1.0 + tl.exp2(-b_z * LOG2E))
+    return b_z * b_s, b_s * (1.0 + b_z * (1.0 - b_s))
+
+
+@triton.jit
 def tile(i_v, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr):
     """A program's channels [BV / 8, 8], states [BK] and tile [BV / 8, BK, 8], with masks."""
     o_v = i_v * BV + tl.arange(0, BV // 8)[:, None] + tl.arange(0, 8)[None, :] * (BV // 8)
@@ -128,7 +152,7 @@ def rates(a, o_s, m_s, PLANE: tl.constexpr, FIXED: tl.constexpr, PLANES: tl.cons
 @triton.jit
 def tokens(
     given, steps, i, n, m_v, m_k,
-    FIXED: tl.constexpr, REVERSE: tl.constexpr, U: tl.constexpr,
+    FIXED: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr, U: tl.constexpr,
 ):  # fmt: skip
     """What comes with U tokens in the order of walking: (u [.., 8], dt, B [1, BK, 1], C) of each.
 
@@ -144,9 +168,20 @@ def tokens(
             xs += ((b_u, b_u, b, c),)
         else:
             b_dt = tl.load(dt + t * dt_t, mask=m_v & m, other=0.0).to(tl.float32)
+            if SOFTPLUS:
+                b_dt = tl.where(m_v & m, softplus(b_dt), 0.0)
             b_b = tl.load(b + t * b_t, mask=m_k & m, other=0.0).to(tl.float32)[None, :, None]
             b_c = tl.load(c + t * c_t, mask=m_k & m, other=0.0).to(tl.float32)[None, :, None]
             xs += ((b_u, b_dt, (b_b,), (b_c,)),)
+    return xs
+
+
+@triton.jit
+def load_each(x, x_t, i, n, m_v, U: tl.constexpr):
+    """The channels of U tokens of x, in float32."""
+    xs = ()
+    for j in tl.static_range(U):
+        xs += (tl.load(x + (i + j) * x_t, mask=m_v & (i + j < n), other=0.0).to(tl.float32),)
     return xs
 
 
@@ -174,7 +209,8 @@ def written(x, SKIP: tl.constexpr):
 def leave(
     u, dt, a, b, left, total, u_b, u_t, dt_b, dt_t, b_b, b_t, T, L,
     K: tl.constexpr, V: tl.constexpr, FIXED: tl.constexpr, PLANES: tl.constexpr,
-    SKIP: tl.constexpr, REVERSE: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    SKIP: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    U: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """What a segment leaves behind from an empty state, and how much of an old one: the two of (3).
 
@@ -193,7 +229,7 @@ def leave(
     given, steps = (u, dt, b, b), (u_t, dt_t, b_t, b_t)
     b_h, b_all = real(0.0, b_a, PLANES), real(1.0, b_a, PLANES)
     for i_u in range(0, n, U):
-        xs = tokens(given, steps, i_u, n, m_v, m_k, FIXED, REVERSE, U)
+        xs = tokens(given, steps, i_u, n, m_v, m_k, FIXED, SOFTPLUS, REVERSE, U)
         for j in tl.static_range(U):
             b_g, b_w = gate(xs[j], b_a, i_u + j < n, FIXED, PLANES), written(xs[j], SKIP)
             if REVERSE:
@@ -227,10 +263,11 @@ def connect(
 
 @triton.jit
 def scan(
-    u, dt, a, b, c, d, S, y, end, keep,
-    u_b, u_t, dt_b, dt_t, b_b, b_t, c_b, c_t, T, L,
+    u, dt, a, b, c, d, z, S, y, end, keep,
+    u_b, u_t, dt_b, dt_t, b_b, b_t, c_b, c_t, z_b, z_t, T, L,
     K: tl.constexpr, V: tl.constexpr, FIXED: tl.constexpr, PLANES: tl.constexpr,
-    SKIP: tl.constexpr, C: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    SKIP: tl.constexpr, SOFTPLUS: tl.constexpr,
+    C: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """Outputs y, the state at the end, and if wanted the states before every C tokens."""
     PLANE: tl.constexpr = K * V
@@ -248,6 +285,8 @@ def scan(
     given, steps = (u, dt, b, c), (u_t, dt_t, b_t, c_t)
     if SKIP:
         b_d = tl.load(d + o_v, mask=m_v, other=0.0)
+    if z is not None:
+        z += i_b * z_b + row * z_t + o_v
     i_state = i_b * tl.cdiv(T, L) + i_segment
     b_h = take(S + i_state * PLANES * PLANE, o_s, m_s, PLANE, PLANES)
     if keep is not None:
@@ -257,7 +296,8 @@ def scan(
             put(keep, b_h, o_s, m_s, PLANE, PLANES)
             keep += PLANES * PLANE
         for i_u in range(i_c, tl.minimum(i_c + C, n), U):
-            xs, ys = tokens(given, steps, i_u, n, m_v, m_k, FIXED, False, U), ()
+            xs, ys = tokens(given, steps, i_u, n, m_v, m_k, FIXED, SOFTPLUS, False, U), ()
+            zs = load_each(z, z_t, i_u, n, m_v, U) if z is not None else ()
             for j in tl.static_range(U):
                 b_g = gate(xs[j], b_a, i_u + j < n, FIXED, PLANES)
                 b_h = plus(times(b_g, b_h, PLANES), xs[j][2], written(xs[j], SKIP), PLANES)  # (1)
@@ -267,17 +307,21 @@ def scan(
                 ys += (b_y,)
             for j in tl.static_range(U):
                 m_vt = m_v & (i_u + j < n)
-                tl.store(y + (i_u + j) * V, ys[j].to(y.dtype.element_ty), mask=m_vt)
+                b_y = ys[j]
+                if z is not None:
+                    b_y *= silu(zs[j])[0]
+                tl.store(y + (i_u + j) * V, b_y.to(y.dtype.element_ty), mask=m_vt)
     if i_segment == tl.cdiv(T, L) - 1:
         put(end + i_b * PLANES * PLANE, b_h, o_s, m_s, PLANE, PLANES)
 
 
 @triton.jit
 def scan_back(
-    u, dt, a, b, c, d, dy, q, keep, notes, du, ddt, da, db, dc, dd, dS,
-    u_b, u_t, dt_b, dt_t, b_b, b_t, c_b, c_t, T, L, BT,
+    u, dt, a, b, c, d, z, dy, q, keep, notes, du, ddt, da, db, dc, dd, dz, dS,
+    u_b, u_t, dt_b, dt_t, b_b, b_t, c_b, c_t, z_b, z_t, T, L, BT,
     K: tl.constexpr, V: tl.constexpr, FIXED: tl.constexpr, PLANES: tl.constexpr,
-    SKIP: tl.constexpr, C: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    SKIP: tl.constexpr, SOFTPLUS: tl.constexpr,
+    C: tl.constexpr, U: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """All gradients, see above; those of what other programs share are parts that are to be added.
 
@@ -308,6 +352,9 @@ def scan_back(
     if SKIP:
         b_d = tl.load(d + o_v, mask=m_v, other=0.0)
         b_dd = tl.zeros([BV // 8, 8], tl.float32)
+    if z is not None:
+        z += i_b * z_b + row * z_t + o_v
+        dz += i_row * V + o_v
     i_state = (i_b * tl.cdiv(T, L) + i_segment) * PLANES * PLANE
     b_q = take(q + i_state, o_s, m_s, PLANE, PLANES)
     notes += i_state * (C // U)
@@ -321,7 +368,7 @@ def scan_back(
         for i_u in range(n_u):
             put(notes + i_u * PLANES * PLANE, b_h, o_s, m_s, PLANE, PLANES)
             i = i_c * C + i_u * U
-            xs = tokens(given, steps, i, n, m_v, m_k, FIXED, False, U)
+            xs = tokens(given, steps, i, n, m_v, m_k, FIXED, SOFTPLUS, False, U)
             for j in tl.static_range(U):
                 b_g = gate(xs[j], b_a, i + j < n, FIXED, PLANES)
                 b_h = plus(times(b_g, b_h, PLANES), xs[j][2], written(xs[j], SKIP), PLANES)  # (1)
@@ -330,11 +377,13 @@ def scan_back(
             i_u = n_u - 1 - back_u
             b_h = take(notes + i_u * PLANES * PLANE, o_s, m_s, PLANE, PLANES)
             i = i_c * C + i_u * U
-            xs = tokens(given, steps, i, n, m_v, m_k, FIXED, False, U)
-            dys, gates, hs = (), (), (b_h,)
-            for j in tl.static_range(U):
-                b_dy = tl.load(dy + (i + j) * V, mask=m_v & (i + j < n), other=0.0)
-                dys += (b_dy.to(tl.float32),)
+            xs = tokens(given, steps, i, n, m_v, m_k, FIXED, SOFTPLUS, False, U)
+            dys, gates, hs = load_each(dy, V, i, n, m_v, U), (), (b_h,)
+            if z is not None:
+                zs, ungated = load_each(z, z_t, i, n, m_v, U), ()
+                for j in tl.static_range(U):
+                    ungated += (dys[j] * silu(zs[j])[0],)
+                dys = ungated
             for j in tl.static_range(U):
                 gates += (gate(xs[j], b_a, i + j < n, FIXED, PLANES),)
                 b_h = plus(times(gates[j], b_h, PLANES), xs[j][2], written(xs[j], SKIP), PLANES)
@@ -358,6 +407,16 @@ def scan_back(
                         b_ddt += x[0] * b_du
                         b_du = x[1] * b_du + b_d * dys[j]
                         b_dd += x[0] * dys[j]
+                    if SOFTPLUS:
+                        b_ddt *= softplus_slope(x[1])
+                    if z is not None:
+                        b_y = tl.sum(x[3][0] * hs[j + 1][0], 1)  # (2)
+                        if SKIP:
+                            b_y += b_d * x[0]
+                        b_z = tl.load(z + t * z_t, mask=m_v & m, other=0.0).to(tl.float32)
+                        b_y *= tl.load(dy + t * V, mask=m_v & m, other=0.0)
+                        b_y = (b_y * silu(b_z)[1]).to(dz.dtype.element_ty)
+                        tl.store(dz + t * V, b_y, mask=m_v & m)
                     b_db, b_dc = b_g[0] * b_w, hs[j + 1][0] * b_dy
                     tl.store(ddt + t * V, b_ddt.to(ddt.dtype.element_ty), mask=m_v & m)
                     tl.store(db + t * K, tl.sum(tl.sum(b_db, 0), 1), mask=m_k & m)
@@ -381,8 +440,7 @@ STATES = 64  # numbers of a channel's state that one program can hold
 CONFIGS = (
     Config(CHUNK, 16, 1, 1, 16, 16, ALL, "many programs, and few sums over threads", unroll=4),
     Config(CHUNK, 32, 1, 1, 16, 16, ALL, "half the programs, and parts of dB and dC", unroll=2),
-    Config(CHUNK, 8, 1, 1, 32, 16, ALL, "a larger state, fewer channels", unroll=4),
-    Config(CHUNK, 8, 1, 1, 64, 16, ALL, "the largest state: few of them fit", unroll=2),
+    Config(CHUNK, 8, 1, 1, 64, 16, ALL, "a larger state, fewer channels", unroll=2),
 )
 
 
@@ -410,6 +468,8 @@ class Given(NamedTuple):
         b: [B, T, K], or planes.
         c: the same.
         d: [V], or None.
+        z: [B, T, V], or None.
+        soft: whether dt is yet to go through softplus.
     """
 
     u: Tensor
@@ -417,7 +477,9 @@ class Given(NamedTuple):
     a: Tensor
     b: Tensor
     c: Tensor
-    d: Tensor | None
+    d: Tensor | None = None
+    z: Tensor | None = None
+    soft: bool = False
 
     @property
     def compiled(self) -> dict[str, Any]:
@@ -428,28 +490,31 @@ class Given(NamedTuple):
     @property
     def kind(self) -> dict[str, bool]:
         """Which kind of recurrence it is."""
-        return {"FIXED": self.dt is None, "SKIP": self.d is not None}
+        return {"FIXED": self.dt is None, "SKIP": self.d is not None, "SOFTPLUS": self.soft}
 
     @property
     def timed(self) -> list[Tensor]:
         """What comes with every token."""
-        return [self.u] if self.dt is None else [self.u, self.dt, self.b, self.c]
+        given = (self.u, self.dt, self.b, self.c, self.z)
+        return [self.u] if self.dt is None else [x for x in given if x is not None]
 
     @property
     def strides(self) -> list[int]:
-        """The strides over batch and time of u, dt, b and c; zeros where there is no time."""
+        """The strides over batch and time of u, dt, b, c and z; zeros where there is no time."""
         found = [step for x in self.timed for step in x.stride()[:2]]
-        return found + [0] * (8 - len(found))
+        return found + [0] * (10 - len(found))
 
 
 def prepared(
-    u: Tensor, dt: Tensor | None, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None, n: int
-) -> Given:
+    u: Tensor, dt: Tensor | None, a: Tensor, b: Tensor, c: Tensor, n: int,
+    d: Tensor | None = None, z: Tensor | None = None, soft: bool = False,
+) -> Given:  # fmt: skip
     """Inputs in their own types, their channels side by side; n planes."""
     if dt is None:
-        return Given(*ready(u), None, planes(a, n), planes(b, n), planes(c, n), None)
+        return Given(*ready(u), None, planes(a, n), planes(b, n), planes(c, n))
     u, dt, b, c = (ready(x)[0] for x in (u, dt, b, c))
-    return Given(u, dt, planes(a, n), b, c, d if d is None else d.float().contiguous())
+    d, z = d if d is None else d.float().contiguous(), z if z is None else ready(z)[0]
+    return Given(u, dt, planes(a, n), b, c, d, z, soft)
 
 
 def entering(x: Given, S: Tensor, L: int, config: Config, reverse: bool = False) -> Tensor:
@@ -477,7 +542,7 @@ def warps(config: Config) -> dict[str, int]:
 def choose(x: Given, kernel: triton.JITFunction, run: Callable) -> Any:
     """Run with one of CONFIGS, which serve numbers of all types."""
     n, K, _ = x.a.shape
-    key = (kernel, K, n, *x.kind.values(), x.u.dtype)
+    key = (kernel, K, n, *x.kind.values(), x.z is None, x.u.dtype)
     return pick(CONFIGS, n * K, x.u.new_empty(0, dtype=torch.bfloat16), key, run)
 
 
@@ -495,7 +560,7 @@ def forward(
     y, end = torch.empty_like(x.u, memory_format=torch.contiguous_format), torch.empty_like(S)
     keep = S.new_empty(B, triton.cdiv(T, CHUNK), n, K, V) if keeps else None
     scan[(B * N * tiles,)](
-        *x, entering(x, S, L, config), y, end, keep, *x.strides, T, L,
+        *x[:7], entering(x, S, L, config), y, end, keep, *x.strides, T, L,
         C=CHUNK, U=config.unroll, BV=config.tile, **x.kind, **x.compiled, **warps(config),
     )  # fmt: skip
     return y, end, keep, L
@@ -509,8 +574,8 @@ def backward(
 
     Args:
         x: the inputs.
-        turned: the same scan backward in time: dy written by C, with conjugates.
-        dy: [B, T, V].
+        turned: the same scan backward in time: dy (without the gate) written by C, conjugates.
+        dy: [B, T, V], of what the gate lets through.
         dS: planes [B, n, K, V].
         keep: the states before every CHUNK tokens.
         L: tokens a segment.
@@ -523,7 +588,7 @@ def backward(
     q = entering(turned, dS, L, config, reverse=True)
     notes = dS.new_empty(B, N, CHUNK // config.unroll, n, K, V)
     du, dS_0 = torch.empty_like(dy, dtype=x.u.dtype), torch.empty_like(dS)
-    da, ddt, dd = dS.new_empty(B * N, n, K, V), None, None
+    da, ddt, dd, dz = dS.new_empty(B * N, n, K, V), None, None, None
     if x.dt is None:
         db, dc = torch.empty_like(da), torch.empty_like(da)
     else:
@@ -531,26 +596,29 @@ def backward(
         db, dc = (dS.new_empty(tiles, B, T, K) for _ in range(2))
     if x.d is not None:
         dd = dS.new_empty(B * N, V)
+    if x.z is not None:
+        dz = torch.empty_like(dy, dtype=x.z.dtype)
     scan_back[(B * N * tiles,)](
-        *x, dy, q, keep, notes, du, ddt, da, db, dc, dd, dS_0, *x.strides, T, L, B * T,
+        *x[:7], dy, q, keep, notes, du, ddt, da, db, dc, dd, dz, dS_0, *x.strides, T, L, B * T,
         C=CHUNK, U=config.unroll, BV=config.tile, **x.kind, **x.compiled, **warps(config),
     )  # fmt: skip
-    return [du, ddt, *(z if z is None else z.sum(0) for z in (da, db, dc, dd)), dS_0]
+    return [du, ddt, *(y if y is None else y.sum(0) for y in (da, db, dc, dd)), dz, dS_0]
 
 
 class Scan(torch.autograd.Function):
     """The scan forward in time, and its gradient."""
 
     @staticmethod
-    def forward(ctx, u, dt, a, b, c, d, S, segments):  # noqa: D102
-        given = (u, dt, a, b, c, d, S)
+    def forward(ctx, u, dt, a, b, c, d, z, S, soft, segments):  # noqa: D102
+        given = (u, dt, a, b, c, d, z, S)
         n = 2 if any(x is not None and x.is_complex() for x in given) else 1
-        x, keeps = prepared(*given[:6], n), any(ctx.needs_input_grad)
+        x, keeps = prepared(*given[:5], n, d, z, soft), any(ctx.needs_input_grad)
         if S is None:
             S = x.a.new_zeros(u.shape[0], *x.a.shape)
         else:
             S = planes(S, n)
         y, end, keep, ctx.L = forward(x, S, segments, keeps)
+        ctx.soft = soft
         ctx.save_for_backward(*given, keep)
         return y.to(u.dtype), whole(end)
 
@@ -559,16 +627,18 @@ class Scan(torch.autograd.Function):
     def backward(ctx, dy, dS):  # noqa: D102
         *given, keep = ctx.saved_tensors
         n = keep.shape[2]
-        x = prepared(*given[:6], n)
+        x = prepared(*given[:5], n, *given[5:7], ctx.soft)
         dy = ready(dy)[0].contiguous()
-        a, c = given[2], given[4]
+        a, c, ungated = given[2], given[4], dy
         if x.dt is None:
             a, c = a.conj(), n * c.conj()
-        turned = prepared(dy, x.dt, a, c, c, None, n)
+        if x.z is not None and ctx.L < dy.shape[1]:  # for what segments leave behind
+            ungated = dy * torch.nn.functional.silu(x.z.float())
+        turned = prepared(ungated, x.dt, a, c, c, n, soft=ctx.soft)
         found = backward(x, turned, dy, planes(dS, n), keep, ctx.L)
         if x.dt is None:
             found[3:5] = map(whole, found[3:5])
-        found[2], found[6] = whole(found[2]), whole(found[6])
+        found[2], found[7] = whole(found[2]), whole(found[7])
         gradients = []
         for given_x, dx in zip(given, found, strict=True):
             if given_x is None or dx is None:
@@ -576,7 +646,7 @@ class Scan(torch.autograd.Function):
             else:
                 dx = dx.real if dx.is_complex() and not given_x.is_complex() else dx
                 gradients.append(dx.to(given_x.dtype))
-        return *gradients, None
+        return *gradients, None, None
 
 
 def in_slices(run: Callable, K: int, n: int) -> tuple[Tensor, Tensor]:
@@ -597,19 +667,23 @@ def chunked(
     S: Tensor | None = None,
     *,
     D: Tensor | None = None,
+    z: Tensor | None = None,
+    softplus: bool = False,
     segments: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence diagonal_scan, forward and backward, on a GPU or in Triton's interpreter.
 
     Args:
-        u: [B, T, D], what is written. Any strides, as for dt, B and C, 0 too; channels that do not
-            lie side by side are copied.
+        u: [B, T, D], what is written. Any strides, as for dt, B, C and z, 0 too; channels that do
+            not lie side by side are copied.
         dt: [B, T, D].
         A: [D, N], N at most 256.
         B: [B, T, N].
         C: [B, T, N].
         S: [B, D, N], None for zeros.
         D: Mamba's skip [D]: then u is its x, what is written is dt x, and D x joins the output.
+        z: a gate [B, T, D]: the output is multiplied by silu(z).
+        softplus: whether dt comes before the softplus that makes it positive.
         segments: how many pieces the sequence is cut into; None chooses.
 
     Returns:
@@ -619,14 +693,17 @@ def chunked(
         Unsupported: float64, more than 256 states a channel, a device without kernels.
     """
     N = A.shape[1]
-    check("diagonal_scan", N, 1, u=u, dt=dt, A=A, B=B, C=C, D=D)
+    check("diagonal_scan", N, 1, u=u, dt=dt, A=A, B=B, C=C, D=D, z=z)
+    if z is not None and z.shape != u.shape:
+        raise ValueError(f"diagonal_scan: z must be {[*u.shape]} like u, got {[*z.shape]}")
     if not u.numel():  # no tokens
         return u.clone(), start(S, u, A)
 
     def run(part: slice) -> tuple[Tensor, Tensor]:
         S_part = None if S is None else S[..., part]
         skip = D if D is None or part.start == 0 else torch.zeros_like(D)
-        return Scan.apply(u, dt, A[:, part], B[..., part], C[..., part], skip, S_part, segments)
+        given = (u, dt, A[:, part], B[..., part], C[..., part], skip, z)
+        return Scan.apply(*given, S_part, softplus, segments)
 
     with torch.cuda.device_of(u):
         return in_slices(run, N, 1)
@@ -669,7 +746,7 @@ def fixed(
     def run(part: slice) -> tuple[Tensor, Tensor]:
         S_part = None if S is None else S[..., part]
         a_part, b_part, C_part = (x[:, part] for x in (a, b, C))
-        return Scan.apply(u, None, a_part, b_part, C_part, None, S_part, segments)
+        return Scan.apply(u, None, a_part, b_part, C_part, None, None, S_part, False, segments)
 
     with torch.cuda.device_of(u):
         return in_slices(run, N, 1 + two)

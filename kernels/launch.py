@@ -56,6 +56,13 @@ def walk(o_t, n, C: tl.constexpr, REVERSE: tl.constexpr):
 
 
 @triton.jit
+def across(o_c, level):
+    """Pairs [later, earlier] of the right and the left half of a block of 2 << level tokens."""
+    o_h = o_c >> level
+    return (o_h[:, None] == o_h[None, :] + 1) & (o_h[:, None] % 2 == 1)
+
+
+@triton.jit
 def join(
     S, ends, total, starts, n_segments,
     K: tl.constexpr, V: tl.constexpr, TOTALS: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,

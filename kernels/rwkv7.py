@@ -58,6 +58,7 @@ from linviz.kernels.launch import (
     LOG2E,
     Config,
     Unsupported,
+    across,
     check,
     padded,
     pick,
@@ -88,13 +89,6 @@ def load_keys(x, x_b, x_t, x_h, i_b, i_h, row, o_c, o_k, m):
     """[C, BK] of x in float32."""
     x += i_b * x_b + i_h * x_h + row * x_t
     return tl.load(x + (o_c[:, None] * x_t + o_k), mask=m, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def across(o_c, level):
-    """Pairs [later, earlier] of the right and the left half of a block of 2 << level tokens."""
-    o_h = o_c >> level
-    return (o_h[:, None] == o_h[None, :] + 1) & (o_h[:, None] % 2 == 1)
 
 
 @triton.jit

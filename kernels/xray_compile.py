@@ -77,10 +77,11 @@ STEPS = {  # function of decode -> the axes of all of its inputs; D is wide
     "diagonal_scan": dict(u="BTD", dt="BTD", A="DK", B="BTK", C="BTK", D="D", S="BDK"),
     "rwkv4": {"w": "D", "u": "D", "k": "BTD", "v": "BTD", "S": "BD"},
 }
-SCANS = {  # function of diagonal_scan -> the axes of its inputs; P is complex, two numbers of K
-    "chunked": {"u": "BTD", "dt": "BTD", "A": "DK", "B": "BTK", "C": "BTK", "D": "D"},
+SCANS = {  # variant of diagonal_scan -> the axes of its inputs; P is complex, two numbers of K
     "fixed": {"u": "BTD", "a": "DP", "b": "DP", "C": "DP"},
+    "chunked": {"u": "BTD", "dt": "BTD", "A": "DK", "B": "BTK", "C": "BTK", "D": "D"},
 }
+SCANS["fused"] = SCANS["chunked"] | {"z": "BTD"}  # chunked with a softplus and a gate
 RANK_ONE = dict.fromkeys("qwkab", "BTHK") | {"v": "BTHV"}
 RECURRENCES = {
     "scalar_decay": Recurrence(
@@ -271,7 +272,8 @@ def differentiate_all(
 
     inputs = {name: empty(name, letters) for name, letters in axes.items()}
     takes = inspect.signature(function).parameters
-    o, S = function(**inputs, **({"segments": segments} if "segments" in takes else {}))
+    more = {"segments": segments} if "segments" in takes else {}
+    o, S = function(**inputs, **more | ({"softplus": True} if "z" in axes else {}))
     results = [o, *([S] if isinstance(S, Tensor) else S[:2])]  # RWKV-4's exponent has no gradient
     torch.autograd.grad(results, list(inputs.values()), [torch.empty_like(x) for x in results])
 

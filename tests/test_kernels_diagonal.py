@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import linviz as lv
 
@@ -18,7 +19,7 @@ from linviz.recurrences import convolution
 from linviz.recurrences import diagonal_scan as truth
 
 ROOT = Path(__file__).parents[1]
-KINDS = ["selective", "skip", "real", "complex"]
+KINDS = ["selective", "skip", "fused", "real", "complex"]
 
 
 def inputs(kind, T=13, D=10, N=5, B=2, seed=0):
@@ -34,11 +35,17 @@ def inputs(kind, T=13, D=10, N=5, B=2, seed=0):
         return {"u": u, "a": a.exp(), "b": b, "C": C, "S": S}
     given = {"u": u, "dt": draw(B, T, D).abs() / 4, "A": -draw(D, N).abs() * 2}
     given |= {"B": draw(B, T, N), "C": draw(B, T, N), "S": S}
-    return given | ({"D": draw(D)} if kind == "skip" else {})
+    if kind == "fused":  # dt before its softplus: from e^-9 to 5
+        steps = torch.linspace(-9, 5, T * D).reshape(T, D)
+        given |= {"dt": steps + draw(B, T, D) / 9, "z": draw(B, T, D)}
+    return given | ({"D": draw(D)} if kind in ("skip", "fused") else {})
 
 
-def exact(u, S=None, D=None, **more):
+def exact(u, S=None, D=None, z=None, **more):
     """The loop in the types that come in."""
+    if z is not None:
+        o, S = exact(u, S, D, **more | {"dt": F.softplus(more["dt"])})
+        return o * F.silu(z), S
     if "a" in more:
         return convolution.recurrent(u, **more, S=S)
     o, S = truth.recurrent(u if D is None else more["dt"] * u, **more, S=S)
@@ -47,7 +54,9 @@ def exact(u, S=None, D=None, **more):
 
 def ours(*, u, **more):
     """The kernel of the same kind."""
-    return (diagonal_scan.fixed if "a" in more else diagonal_scan.chunked)(u, **more)
+    if "a" in more:
+        return diagonal_scan.fixed(u, **more)
+    return diagonal_scan.chunked(u, **more, softplus="z" in more)
 
 
 def everything(run, given, **how):
@@ -88,7 +97,7 @@ def only(monkeypatch, config, chunk=None):
 
 
 @pytest.mark.parametrize("config", diagonal_scan.CONFIGS, ids=str)
-@pytest.mark.parametrize("kind", ["skip", "complex"])
+@pytest.mark.parametrize("kind", ["skip", "fused", "complex"])
 def test_every_configuration(kind, config, monkeypatch):
     """Channels that fill no tile, tokens that fill no chunk: two chunks of 8, and 3 tokens."""
     only(monkeypatch, config, chunk=8)
@@ -190,8 +199,8 @@ def test_what_does_not_change_is_not_copied():
     given = inputs("selective")
     given["dt"] = given["dt"][:, :1].expand(-1, 13, -1)
     given["B"], given["C"] = (given[n][:1].expand(2, -1, -1) for n in "BC")
-    x = diagonal_scan.prepared(*(given[n] for n in ("u", "dt", "A", "B", "C")), None, 1)
-    assert x.strides[2:] == [*given["dt"].stride()[:2], 0, 5, 0, 5] and x.strides[3] == 0
+    x = diagonal_scan.prepared(*(given[n] for n in ("u", "dt", "A", "B", "C")), 1)
+    assert x.strides[2:8] == [*given["dt"].stride()[:2], 0, 5, 0, 5] and x.strides[3] == 0
     assert max(errors(everything(ours, given), given)) < 1e-5
 
 

@@ -85,7 +85,8 @@ def test_every_role_and_configuration_of_every_kernel_is_there(rows):
         "scalar_decay": {"none", "fixed", "data"},
         "vector_decay": {"plain", "bonus"},
         "delta_rule": {"none", "scalar", "vector"},
-        "diagonal_scan": {"chunked", "fixed"},
+        "diagonal_scan": {"chunked", "fixed", "fused"},
+        "diagonal_scan.connect": {"any", "fixed"},  # the same for chunked and fused
         "rank_one": {"plain"},
         "wkv4": {"plain"},
         "decode.matrix_step": {"scalar_decay", "vector_decay", "delta_rule", "rank_one"},
