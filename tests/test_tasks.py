@@ -574,8 +574,13 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
 def test_without_a_checkpoint_ctrl_c_is_python_s_own():
     model = Interrupted(SMALL)
     model.ctrl_c = 3
-    with pytest.raises(KeyboardInterrupt):
-        train(model, SMALL, **RECIPE)
+    # a process that a shell started in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(model, SMALL, **RECIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert model.calls == 3
 
 
