@@ -508,3 +508,10 @@ def test_both_maps_are_of_the_same_q_and_k():
 def test_all_words_are_legible(call):
     with style("light"):
         assert crowded(call().figure()) == []
+
+
+@pytest.mark.parametrize("name", play.three_formed())
+def test_forms_say_when_the_state_is_read(name):
+    when = "before" if name in ("rwkv4", "rwkv5", "rwkv6") else "after"
+    picture = play.draw_forms(name, t=3, chunk=2, seed=0, T=6)
+    assert f"read {when} each token is written" in picture.caption

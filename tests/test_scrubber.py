@@ -194,6 +194,27 @@ def test_steps_name_the_time():
     assert [made.words(i) for i in range(3)] == ["t = 0", "t = 10", "t = 20"]
 
 
+def test_steps_may_be_settings_and_no_times():
+    lines = Lines({"share": np.arange(12.0)}, ylabel="share")
+    angles = [f"{15 * i}°" for i in range(12)]
+    shown = Scrubber([lines], alt="A rise.", tokens=angles, clock="angle", start=5)
+    assert shown.words(2) == "angle = 30°" and "time t" not in shown.html()
+    still = shown.figure().axes[0]
+    assert still.get_xlabel() == "angle (12)"
+    assert [tick.get_text() for tick in still.get_xticklabels()] == ["0°", "90°", "165°"]
+    assert ">90°</text>" in shown.html()
+    with pytest.raises(ValueError, match="tokens: wanted one a step, the settings of clock='x'"):
+        Scrubber([lines], alt="A rise.", clock="x")
+
+
+def test_the_still_shows_the_step_it_starts_with():
+    states = Frames(RNG.random((30, 3, 3)), "state")
+    for start in (0, 1, 13, 28, 29):
+        still = Scrubber([states], alt="States.", start=start).figure()
+        titles = [ax.get_title() for ax in still.axes if ax.get_title()]
+        assert f"t = {start}" in titles and len(titles) == len({*titles}) == 6
+
+
 def test_gaps_in_a_line_stay_gaps():
     html = Scrubber([Lines({"a": [1.0, np.nan, 2.0, 3.0]})], alt="a").html()
     path = re.search(r'<path class="lv-line"[^>]*d="([^"]*)"', html)[1]

@@ -243,6 +243,20 @@ def more_lines_than_inks():
     return viz.lines({str(i): [0, 1] for i in range(20)}).lines
 
 
+def test_whole_numbers_have_whole_ticks():
+    for x, whole in ((None, True), ([1, 2, 3, 4], True), ([0.5, 1.0, 1.5, 2.0], False)):
+        ax = viz.lines({"a": [1, 2, 3, 4]}, x=x)
+        assert all(t == round(t) for t in ax.get_xticks()) == whole, x
+
+
+def test_a_name_has_one_ink_in_all_panels():
+    fig = viz.line_panels({"left": {"a": [1, 2], "b": [2, 1]}, "right": {"c": [1, 1], "a": [0, 1]}})
+    left, right = fig.figure().axes
+    inks = {line.get_label(): line.get_color() for ax in (left, right) for line in ax.lines}
+    assert len(inks) == len({*inks.values()}) == 3
+    assert left.lines[0].get_color() == right.lines[1].get_color()
+
+
 def test_line_panels_have_one_legend_and_are_closed():
     fig = viz.line_panels(
         {"left": {"a": [1, 2], "b": [2, 3]}, "right": {"a": [5, 6]}},

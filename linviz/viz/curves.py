@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from linviz.viz.ink import INK, LINES
 from linviz.viz.matrices import Array, Number, array
@@ -86,6 +87,7 @@ def lines(
     log: str = "",
     markers: bool = False,
     events: Sequence[Number] = (),
+    names: Sequence[str] | None = None,
 ) -> Axes:
     """Draw one line a name; a name keeps its place's ink, so that pictures can be compared.
 
@@ -98,6 +100,8 @@ def lines(
         log: the logarithmic axes: "", "x", "y" or "xy".
         markers: a dot at each point.
         events: positions of thin vertical lines, such as the moments when the rules change.
+        names: all names of a picture with several Axes, whose places choose the inks; None takes
+            those of series.
 
     Returns:
         The Axes, with one `ax.lines` a name first, then the events.
@@ -105,8 +109,9 @@ def lines(
     series, x = one_length(series, x)
     if ax is None:
         _, ax = plt.subplots(layout="constrained")
-    for i, (name, y) in enumerate(series.items()):
-        where = np.arange(len(y)) if x is None else x
+    names = [*(names or series)]
+    for name, y in series.items():
+        where, i = np.arange(len(y)) if x is None else x, names.index(name)
         dash = ("-", "--", "-.")[i // len(LINES) % 3]
         ink = LINES[i % len(LINES)]
         ax.plot(where, y, dash, color=ink, label=name, lw=1.4, marker="o" if markers else "", ms=3)
@@ -120,6 +125,9 @@ def lines(
         log = log.replace("y", "")  # nothing to draw
     for letter in log:
         ax.set(**{f"{letter}scale": "log"})
+    if "x" not in log and (x is None or not (np.asarray(x) % 1).any()):
+        whole = MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True)
+        ax.xaxis.set_major_locator(whole)
     if "x" in log and x is not None and len(x) <= 12:  # each point is its own tick
         ax.set_xticks(x, labels=[f"{at:g}" for at in x], fontsize="small")
         ax.minorticks_off()
@@ -138,7 +146,7 @@ def line_panels(
     caption: str = "",
     **options: Any,
 ) -> Picture:
-    """Draw groups of lines side by side, with one legend for all.
+    """Draw groups of lines side by side, with one legend for all: a name has one ink in all.
 
     Args:
         groups: title -> (name -> [n]).
@@ -163,6 +171,8 @@ def line_panels(
         for (title, series), more in zip(groups.items(), own, strict=True)
     }
 
+    names = [*dict.fromkeys(name for series in read.values() for name in series)]
+
     def draw() -> Figure:
         fig, axes = plt.subplots(
             1,
@@ -173,7 +183,7 @@ def line_panels(
             squeeze=False,
         )
         for ax, (title, series), more in zip(axes[0], read.items(), own, strict=True):
-            lines(series, ax=ax, **more)
+            lines(series, ax=ax, names=names, **more)
             ax.set_title(title, parse_math=False)
             if share:
                 ax.label_outer()

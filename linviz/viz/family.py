@@ -242,8 +242,8 @@ def family_tree(mechanisms: Any) -> Picture:
     return Picture(
         draw,
         alt=f"Family tree of {len(shown)} mechanisms with {len(tree.routes)} edges: {said}",
-        caption="An arrow leads from a mechanism to an older one: with what stands at its foot "
-        "fixed, both compute the same numbers.",
+        caption="An arrow leads from a mechanism to one that it contains: with what stands at its "
+        "foot fixed, both compute the same numbers.",
         note=f"Not shown: {', '.join(left_out)}." if left_out else "",
         vector=True,
     )

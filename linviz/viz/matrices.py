@@ -348,7 +348,9 @@ def color_bar(axes: Sequence[Axes]) -> None:
     shown = [ax.images[0].get_array()[ax.images[0].get_alpha() > 0] for ax in axes]
     over, under = any((x > high).any() for x in shown), any((x < low).any() for x in shown)
     extend = {(0, 0): "neither", (1, 0): "max", (0, 1): "min", (1, 1): "both"}[over, under]
-    bar = axes[0].figure.colorbar(image, ax=list(axes), extend=extend, shrink=0.8, aspect=25)
+    rows = {spec.rowspan.start for ax in axes if (spec := ax.get_subplotspec())}
+    shrink = max(0.3, 0.8 / max(len(rows), 1) ** 0.7)  # beside many rows, a bar of one or two
+    bar = axes[0].figure.colorbar(image, ax=list(axes), extend=extend, shrink=shrink, aspect=25)
     at = [low, 0.0, high] if low < 0 else [0.0, high]
     if isinstance(image.norm, SymLogNorm):
         powers = 10.0 ** np.arange(np.floor(np.log10(image.norm.linthresh)), np.log10(high / 3.5))

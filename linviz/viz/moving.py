@@ -393,7 +393,7 @@ class Lines:
         """
         self.series, _ = one_length(series)
         self.title, self.ylabel, self.log, self.ends = title, ylabel, log, ends
-        self.whole = len(self)
+        self.whole, self.clock, self.settings = len(self), "time t", None
         self.times = range(self.whole)
 
     def __len__(self) -> int:
@@ -403,6 +403,11 @@ class Lines:
         """Whether the i-th line lies on an earlier one, which would not be seen under it."""
         curves = list(self.series.values())
         return any(np.allclose(y, curves[i], equal_nan=True) for y in curves[:i])
+
+    @property
+    def xlabel(self) -> str:
+        """What runs along the horizontal axis."""
+        return f"{self.clock} ({self.whole})"
 
     most = MOST_FRAMES
 
@@ -418,11 +423,12 @@ class Lines:
         scale = Scale(seen, self.log, top + tall, top)
         step = wide / max(len(self) - 1, 1)
         svg = [svg_text(11, top + tall / 2, self.ylabel, turn=True)]
-        svg += [svg_text(left + wide / 2, top + tall + 32, f"time t ({self.whole})")]
+        svg += [svg_text(left + wide / 2, top + tall + 32, self.xlabel)]
         svg += scale.axis(left)
         for t in sorted({0, len(self) // 2, len(self) - 1}):
             svg.append(f'<path class="lv-axis" d="M{left + t * step:.1f} {top + tall}v4"/>')
-            svg.append(svg_text(left + t * step, top + tall + 15, str(steps[t])))
+            named = str(steps[t]) if self.settings is None else self.settings[t]
+            svg.append(svg_text(left + t * step, top + tall + 15, named))
         frame = f"M{left} {top}V{top + tall}H{left + wide}"
         svg.append(f'<path class="lv-axis" d="{frame}"/>')
         names, values = [], []
@@ -452,10 +458,12 @@ class Lines:
     def still(self, axes: Sequence[Axes], at: Sequence[int], names: Sequence[str]) -> None:
         """Draw all curves."""
         (ax,) = axes
-        xlabel = f"time t ({self.whole})"
         log = "y" * self.log
         series = {n: np.where(y > 0, y, np.nan) if log else y for n, y in self.series.items()}
-        lines(series, x=self.times, ax=ax, ylabel=self.ylabel, xlabel=xlabel, log=log)
+        lines(series, x=self.times, ax=ax, ylabel=self.ylabel, xlabel=self.xlabel, log=log)
+        if self.settings is not None:
+            some = sorted({0, len(self) // 2, len(self) - 1})
+            ax.set_xticks([self.times[t] for t in some], [self.settings[t] for t in some])
         for i in filter(self.covers, range(len(series))):
             ax.lines[i].set_linestyle((0, (3, 3)))
         if self.ends:

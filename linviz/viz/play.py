@@ -495,14 +495,17 @@ def draw_forms(name: str, t: int, chunk: int, seed: int, T: int) -> Picture:
         ax.set_title(title, fontsize=8, color=INK["output"])
         return fig
 
+    last = {move.kind: i for i, move in enumerate(m.moves)}  # of each kind
+    when = "before" if last["read"] < last.get("write", 0) else "after"
     return Picture(
         draw,
         alt=f"Three forms of {m.title} at t = {t} of {T} tokens, in chunks of {chunk}: the state, "
         f"the row of the matrix, the block and the state handed on; the outputs differ by at most "
         f"{tiny(here)} there and {tiny(found.gap)} anywhere",
-        caption="Recurrent: a state, read after each token. Parallel: one matrix of weights, one "
-        "row a token. Chunked: weights inside a chunk only; the state handed on stands for what is "
-        "before it, and the last two rows are the two parts of the output. Hatched: not there.",
+        caption=f"Recurrent: a state, read {when} each token is written. Parallel: one matrix of "
+        "weights, one row a token. Chunked: weights inside a chunk only; the state handed on "
+        "stands for what is before it, and the last two rows are the two parts of the output. "
+        "Hatched: not there.",
         note=f"Largest difference between any two forms, over all {T} tokens: {tiny(found.gap)}.",
     )
 

@@ -78,6 +78,7 @@ class Scrubber(Picture):
         tokens: Sequence[str] | None = None,
         start: int | None = None,
         steps: Sequence[int] | None = None,
+        clock: str = "t",
     ):
         """Join panels; too many steps for a page are thinned, and a note says so.
 
@@ -89,6 +90,8 @@ class Scrubber(Picture):
             tokens: one label a step.
             start: the step that is shown first; None takes the last.
             steps: the time t of each step; None counts from 0.
+            clock: what a step is. Another letter than t, or a word, is for settings, which `tokens`
+                name: the title of a step is then "clock = token".
         """
         sizes = {p.title or type(p).__name__: len(p) for p in panels}
         if not panels or len(set(sizes.values())) > 1:
@@ -100,16 +103,22 @@ class Scrubber(Picture):
                 raise ValueError(f"{name}: wanted {T}, one a step, got {len(given)}")
         if start is not None and not -T <= start < T:
             raise ValueError(f"start: wanted a step from {-T} to {T - 1}, got {start}")
+        if clock != "t" and tokens is None:
+            raise ValueError(
+                f"tokens: wanted one a step, the settings of clock={clock!r}, got none"
+            )
         kept = thin_steps(T, max(2, min(MOST_FRAMES, *(panel.most for panel in panels))))
         notes = [note] + [f"{len(kept)} of {T} steps shown."] * (len(kept) < T)
         notes += [panel.keep(kept) for panel in panels]
-        self.panels = panels
+        self.panels, self.clock = panels, clock
         self.steps = [int(t) for t in (np.arange(T) if steps is None else np.asarray(steps))[kept]]
         self.tokens = None if tokens is None else [str(tokens[i]) for i in kept]
         self.start = len(kept) - 1 if start is None else int(np.abs(kept - start % T).argmin())
         many = sum(isinstance(panel, Matrices) for panel in panels) > 2
         for panel in panels:
             panel.times, panel.whole = self.steps, max(T, self.steps[-1] + 1)
+            if clock != "t":
+                panel.clock, panel.settings = clock, self.tokens
             if isinstance(panel, Matrices):
                 panel.side = SIDES[many]
             if isinstance(panel, Rows) and panel.labels["rows"] is None:
@@ -119,6 +128,8 @@ class Scrubber(Picture):
 
     def words(self, i: int) -> str:
         """The time and the token of step i."""
+        if self.clock != "t":
+            return f"{self.clock} = {self.tokens[i]}"
         token = f" “{ticks([self.tokens[i]])[1][0]}”" if self.tokens else ""
         return f"t = {self.steps[i]}{token}"
 
@@ -136,6 +147,8 @@ class Scrubber(Picture):
     def _still(self) -> Figure:
         """A strip of a few steps for each panel, the whole time where a panel shows it."""
         at = frames(len(self.steps), most=STILLS)
+        if self.start not in at:  # it takes the place of its neighbour
+            at[min(range(1, len(at) - 1), key=lambda i: abs(at[i] - self.start))] = self.start
         names = [self.words(t) for t in at]
         bands = self._bands()
         shapes = [band[0].shape(len(at)) for band in bands]
@@ -238,12 +251,13 @@ class Scrubber(Picture):
             shown = ticks(self.tokens, len(self.tokens))[1]
             spans = "".join(f"<span>{html.escape(token)}</span>" for token in shown)
             tokens = f'<p class="lv-tokens" aria-hidden="true">{spans}</p>'
+        clock = "time t" if self.clock == "t" else html.escape(self.clock)
         encoded = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return (
             f'<div class="lv-panels">{"".join(page for page, _, _ in pages)}</div>{tokens}'
             f'<div class="lv-controls"><button type="button" class="lv-play"{KEYS}>▶ play</button>'
             f'<input class="lv-slider"{KEYS} type="range" min="0" max="{len(self.steps) - 1}" '
-            f'step="1" value="{self.start}" aria-label="time t"><output class="lv-time"></output>'
+            f'step="1" value="{self.start}" aria-label="{clock}"><output class="lv-time"></output>'
             "</div>"
             '<p class="lv-readout" aria-live="polite"></p>'
             "<noscript>This figure moves by JavaScript.</noscript>"
