@@ -246,6 +246,11 @@ def token_time(model: models.LM, state: State, turns: int = 15) -> float:
 
 # ----------------------------------------------------------------------------------------- running
 
+RESULTS = (  # in a clone, and where the package is installed
+    Path(__file__).parents[1] / "book" / "results",
+    Path(__file__).parent / "results",
+)
+
 EXPERIMENTS = {
     "recall": recall,
     "hybrid": hybrid,
@@ -268,6 +273,28 @@ def run(name: str, output: Path | None, seeds: Sequence[int] = SEEDS) -> list[Ro
         if output:
             bench.save(output, head, "rows", rows)
     return rows
+
+
+def records() -> dict[str, dict[str, Any]]:
+    """All results that come with the library, by name: see `recorded`; a GPU has its own name."""
+    files = {path.stem: path for folder in RESULTS for path in folder.rglob("*.json")}
+    read = {name: json.loads(files[name].read_text(encoding="utf-8")) for name in sorted(files)}
+    return {name: record for name, record in read.items() if not record.get("dry_run")}
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """A result that comes with the library: the machine, date and versions, and its rows.
+
+    Args:
+        name: recall, hybrid, extrapolation or decoding; or cpu, the benchmark of the three forms.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    found = records()
+    if name not in found:
+        raise ValueError(f"name must be one of {', '.join(found)}, got {name!r}")
+    return found[name]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from linviz import checkpoints, experiments, models
-from linviz.experiments import EXPERIMENTS, SEEDS, filled, numbers_held, run, token_time
+from linviz.experiments import (
+    EXPERIMENTS,
+    SEEDS,
+    filled,
+    numbers_held,
+    recorded,
+    records,
+    run,
+    token_time,
+)
 from linviz.layers import State
 from linviz.tasks import Text
 
@@ -21,6 +30,19 @@ def test_each_case_is_in_its_file(name):
     for key, _ in EXPERIMENTS[name](SEEDS):
         rows = [row for row in file["rows"] if key.items() <= row.items()]
         assert len(rows) == 1, key
+
+
+def test_results_that_come_with_the_library(monkeypatch, tmp_path):
+    file = json.loads((FOLDER / "hybrid.json").read_text(encoding="utf-8"))
+    assert recorded("hybrid") == file and recorded("cpu")["milliseconds"]
+    installed = tmp_path / "results" / "experiments"
+    installed.mkdir(parents=True)
+    (installed / "hybrid.json").write_text('{"rows": []}')
+    (installed / "gpu.json").write_text('{"dry_run": true}')
+    monkeypatch.setattr("linviz.experiments.RESULTS", (tmp_path / "no", tmp_path / "results"))
+    assert recorded("hybrid") == {"rows": []} and [*records()] == ["hybrid"]
+    with pytest.raises(ValueError, match="name must be one of hybrid, got 'recal'"):
+        recorded("recal")
 
 
 def test_recall_of_shipped_models_is_that_of_their_records():

@@ -176,7 +176,7 @@ def test_every_package_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     named = set(project["tool"]["setuptools"]["packages"])
     found = {f"linviz.{p.parent.name}" for p in (ROOT / "linviz").glob("*/__init__.py")}
-    assert named == found | {"linviz", "linviz.kernels"}
+    assert named == found | {"linviz", "linviz.kernels", "linviz.results"}
 
 
 def test_readme_code_runs(tmp_path):
