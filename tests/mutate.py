@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = ("tests/test_definitions.py", "tests/test_contract.py")
 KERNELS = ("tests/test_kernels.py",)
 LAYERS = ("tests/test_layers.py", "tests/test_hub.py")
+LAX = ("--nbval-lax", "--nbval-current-env", "-o", "addopts=")
 
 
 class Fault(NamedTuple):
@@ -31,6 +32,12 @@ class Fault(NamedTuple):
     old: str
     new: str
     tests: tuple[str, ...] = TESTS
+
+
+def chapter(number: str, file: str, old: str, new: str) -> Fault:
+    """A fault that a chapter must notice, by one of its assertions."""
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    return Fault(f"chapter {number}", file, old, new, (f"notebooks/{path.name}",))
 
 
 FAULTS = [
@@ -236,6 +243,87 @@ FAULTS = [
         "t = Math.max(0, Math.min(last, next) - 1);",
         ("tests/test_browser.py",),
     ),
+    chapter(
+        "00",
+        "recurrences/matrix_state.py",
+        "        S = carry(M_n, S, N_n)",
+        "        S = carry(M_n, 0 * S, N_n)",
+    ),
+    chapter(
+        "01",
+        "viz/diagrams.py",
+        "return 2 * d - 1 if causal else d",
+        "return 2 * d if causal else d + 1",
+    ),
+    chapter("02", "mechanisms/linear_attention.py", ".flatten(-2) / 2**0.5", ".flatten(-2) / 2"),
+    chapter(
+        "03",
+        "recurrences/delta_rule.py",
+        "beta * E_kk.tril(-1)",
+        "E_kk.tril(-1)",
+    ),
+    chapter(
+        "04",
+        "mechanisms/lstm.py",
+        "i, f, o_gate, _ = torch.stack(gates, 1).chunk(4, -1)",
+        "f, i, o_gate, _ = torch.stack(gates, 1).chunk(4, -1)",
+    ),
+    chapter("05", "recurrences/exponents.py", ".tril(-1).cumsum(-2)", ".tril().cumsum(-2)"),
+    chapter(
+        "06",
+        "recurrences/vector_decay.py",
+        "torch.addcmul(g.exp()[..., None] * S, column, row)  # (1)",
+        "g.exp()[..., None] * torch.addcmul(S, column, row)  # (1)",
+    ),
+    chapter(
+        "07",
+        "mechanisms/s4.py",
+        "n, M = torch.arange(N, dtype=torch.float64), 2 * N",
+        "n, M = torch.arange(N, dtype=torch.float64), N",
+    ),
+    chapter(
+        "08",
+        "recurrences/diagonal_scan.py",
+        "return a * a_then, torch.addcmul(b_then, a_then, b)",
+        "return a * a_then, torch.addcmul(b_then, a, b)",
+    ),
+    chapter(
+        "09",
+        "mechanisms/mamba2.py",
+        "z[:, :, :, None].expand(-1, -1, -1, heads, -1).flatten(2, 3)",
+        "z[:, :, None].expand(-1, -1, heads, -1, -1).flatten(2, 3)",
+    ),
+    chapter(
+        "10",
+        "recurrences/vector_decay.py",
+        "S_seen = torch.addcmul(old, u[..., None] * column, row)",
+        "S_seen = torch.addcmul(S, u[..., None] * column, row)",
+    ),
+    chapter(
+        "11",
+        "tasks/tracking.py",
+        "labels[:, t] = table[inputs[:, t], labels[:, t - 1]]",
+        "labels[:, t] = table[labels[:, t - 1], inputs[:, t]]",
+    ),
+    chapter(
+        "12",
+        "mechanisms/retnet.py",
+        "form(q, k, v, gamma.log(), S)",
+        "form(q, k, v, gamma.log2(), S)",
+    ),
+    chapter(
+        "13",
+        "bench_gpu.py",
+        "return 3 * taken + 2 * given if backward else taken + given",
+        "return 3 * taken + 2 * given if backward else taken",
+    ),
+    chapter(
+        "14",
+        "layers/parts.py",
+        "past = seen[:, seen.shape[1] - width + 1 :]",
+        "past = seen[:, seen.shape[1] - width : -1]",
+    ),
+    chapter("15", "viz/memory.py", "left=-beta * k, right=a * k)", "left=-beta * k, right=k)"),
 ]
 
 
@@ -250,13 +338,15 @@ def plant(fault: Fault, file: Path) -> None:
 def caught_by(fault: Fault | None, tests: Sequence[str]) -> str:
     """The first test that fails with the fault planted (None: with none); "" if all pass."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("linviz", "kernels", "tests"):
+        for name in ("linviz", "kernels", "tests", "notebooks", "book/results"):
             shutil.copytree(ROOT / name, Path(folder, name))
         shutil.copytree(ROOT / "kernels", Path(folder, "linviz", "kernels"))
         shutil.copy(ROOT / "pyproject.toml", folder)
         if fault:
             plant(fault, Path(folder, "linviz", fault.file))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        if any(test.endswith(".ipynb") for test in tests):
+            command += LAX
         where = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True)
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.M)
