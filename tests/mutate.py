@@ -349,7 +349,7 @@ def caught_by(fault: Fault | None, tests: Sequence[str]) -> str:
             command += LAX
         where = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
         run = subprocess.run(command, cwd=folder, env=where, capture_output=True, text=True)
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.M)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.M)
     if run.returncode not in (0, 1) or bool(failed) != bool(run.returncode):
         raise SystemExit(f"{fault}: pytest did not run\n{run.stdout}{run.stderr}")
     return failed[1] if failed else ""
