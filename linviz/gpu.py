@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def fill(site: Path, folder: Path) -> None:
     """Make `import linviz` and `import linviz.kernels` work from `site`, and unpack the wheels.
 
-    An installed linviz has kernels/ inside; in the clone the two stand side by side. So linviz is a
-    folder of links here, with kernels among them.
+    An installed linviz has kernels/ and book/results/ inside; in the clone they stand beside it. So
+    linviz is a folder of links here, with these among them.
     """
     wheels = sorted(map(str, folder.glob(".whl/*.whl")))
     if wheels:
@@ -52,7 +52,8 @@ def fill(site: Path, folder: Path) -> None:
         subprocess.run(command, check=True)
     package = site / "linviz"
     package.mkdir()
-    for entry in [*(folder / "linviz").iterdir(), folder / "kernels"]:
+    beside = [folder / "kernels", folder / "book" / "results"]
+    for entry in [*(folder / "linviz").iterdir(), *beside]:
         if entry.name != "__pycache__":
             (package / entry.name).symlink_to(entry)
 

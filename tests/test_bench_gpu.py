@@ -226,7 +226,7 @@ def test_the_page_draws_what_was_measured(dry, tmp_path, monkeypatch):
     (results / "dry.json").write_text(json.dumps(found))
     found.pop("dry_run")
     (results / "gpu.json").write_text(json.dumps(found))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("linviz.experiments.RESULTS", (results,))
     shown, names = [], {}
     monkeypatch.setattr(display, "display", shown.append)
     page = (ROOT / "book" / "benchmarks.md").read_text(encoding="utf-8")
@@ -253,6 +253,7 @@ def test_linviz_is_found_through_links(tmp_path):
     gpu.fill(tmp_path, ROOT)
     code = (
         "import linviz, linviz.kernels.scalar_decay as kernel, linviz.viz, linviz.__main__ as m;"
+        "from linviz.experiments import recorded; assert recorded('recall')['rows'];"
         "print(linviz.__file__, kernel.__file__, m.repository())"
     )
     env = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
