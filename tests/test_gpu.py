@@ -95,6 +95,13 @@ def averages(w, u, k, v, S, run=wkv4.chunked, **how):
     return o, torch.stack(S[:2])
 
 
+def whole_mamba(u, dt, A, B, C, S, D, z, chunk):
+    """Mamba's scan with its softplus, skip and gate."""
+    dt = torch.nn.functional.softplus(dt)
+    o, S = recurrences.diagonal_scan.chunked(dt * u, dt, A, B, C, S, chunk=chunk)
+    return (o + D * u) * torch.nn.functional.silu(z), S
+
+
 ROOMS = {
     "rank_one": (rwkv7.chunked, recurrences.rank_one.chunked),
     "rwkv4": (averages, partial(averages, run=lv.rwkv4.chunked)),
@@ -103,6 +110,7 @@ ROOMS = {
     "delta_rule": (delta_rule.chunked, recurrences.delta_rule.chunked),
     "diagonal_scan": (diagonal_scan.chunked, recurrences.diagonal_scan.chunked),
     "convolution": (diagonal_scan.fixed, recurrences.convolution.chunked),
+    "mamba": (partial(diagonal_scan.chunked, softplus=True), whole_mamba),
 }
 
 
@@ -237,15 +245,15 @@ def test_configurations_of_gated_values(monkeypatch, n, config, kind, segments, 
 
 
 @WIDTHS
-@pytest.mark.parametrize("table", ["SWEEPS", "CHUNKS"])
-@pytest.mark.parametrize("n", range(len(rwkv7.SWEEPS)))
-def test_configurations_of_rank_one(monkeypatch, n, table, whole):
-    configs = getattr(rwkv7, table)
-    if n >= len(configs):
-        pytest.skip("there are fewer")
-    kind = HALVES[0] if configs[n].bits == 16 else torch.float32
-    only(monkeypatch, rwkv7, table, configs[n])
-    K, V = widths(configs[n], whole)
+@pytest.mark.parametrize(
+    "table, config",
+    [(table, config) for table in ("SWEEPS", "CHUNKS") for config in getattr(rwkv7, table)],
+    ids=str,
+)
+def test_configurations_of_rank_one(monkeypatch, table, config, whole):
+    kind = HALVES[0] if config.bits == 16 else torch.float32
+    only(monkeypatch, rwkv7, table, config)
+    K, V = widths(config, whole)
     agree("rank_one", rank_one(K, V, kind), kind, monkeypatch)
 
 
@@ -276,33 +284,36 @@ def test_configurations_of_delta_rule(monkeypatch, table, gate, n, config, kind,
     agree("delta_rule", delta(K, V, kind, gate=gate), kind, monkeypatch)
 
 
-def diagonal(numbers, kind, *, two=False):
-    """Inputs of diagonal_scan, or with complex modes of convolution; so many numbers a channel."""
-    sizes = {"B": B, "D": 41, "N": numbers // 2 if two else numbers, "dtype": torch.float64}
-    if two:
-        u, dt, A, b, C, _ = lv.s4.example(T, **sizes)
+def diagonal(room, numbers, kind):
+    """Inputs of a scan by name; so many numbers a channel, or half as many complex modes."""
+    rng = torch.Generator()
+    sizes = {"B": B, "D": 41, "dtype": torch.float64}
+    if room == "convolution":
+        u, dt, A, b, C, _ = lv.s4.example(T, N=numbers // 2, **sizes)
         named = {"u": u, "a": (dt[:, None] * A).exp(), "b": dt[:, None] * b, "C": C}
-        named["S"] = torch.randn(B, *A.shape, dtype=A.dtype, generator=torch.Generator())
+        named["S"] = torch.randn(B, *A.shape, dtype=A.dtype, generator=rng)
     else:
-        named = dict(zip(["u", "dt", "A", "B", "C"], lv.mamba.example(T, **sizes), strict=False))
-        named["S"] = torch.randn(B, *named["A"].shape, generator=torch.Generator())
-    narrow = lambda n: kind if n in ("u", "B", "C") else torch.float32
+        *inputs, D = lv.mamba.example(T, N=numbers, **sizes)
+        named = dict(zip(["u", "dt", "A", "B", "C"], inputs, strict=True))
+        named["S"] = torch.randn(B, *named["A"].shape, generator=rng)
+        if room == "mamba":  # dt comes before its softplus
+            z = torch.randn(named["u"].shape, generator=rng)
+            named |= {"dt": named["dt"].expm1().log(), "D": D, "z": z}
+    narrow = lambda n: kind if n in ("u", "B", "C", "z") else torch.float32
     its = lambda n, x: torch.complex64 if x.is_complex() else narrow(n)
     return {n: x.to(DEVICE, its(n, x)) for n, x in named.items()}
 
 
-@pytest.mark.parametrize("two", [False, True], ids=["mamba", "s4"])
+@pytest.mark.parametrize("room", ["diagonal_scan", "mamba", "convolution"])
 @pytest.mark.parametrize("segments", SEGMENTS)
 @pytest.mark.parametrize("kind", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize("n", range(len(diagonal_scan.CONFIGS)))
-def test_configurations_of_diagonal_scan(monkeypatch, n, kind, segments, two):
+@pytest.mark.parametrize("config", diagonal_scan.CONFIGS, ids=str)
+def test_configurations_of_diagonal_scan(monkeypatch, config, kind, segments, room):
     """States that fill the configuration, and two fewer."""
-    config = diagonal_scan.CONFIGS[n]
     monkeypatch.setattr(diagonal_scan, "CONFIGS", (config,))
     monkeypatch.setattr(launch, "KEEP", 64)  # a segment is no shorter
-    room = "convolution" if two else "diagonal_scan"
     for numbers in (config.most, config.most - 2):
-        agree(room, diagonal(numbers, kind, two=two), kind, monkeypatch, segments=segments)
+        agree(room, diagonal(room, numbers, kind), kind, monkeypatch, segments=segments)
 
 
 # ------------------------------------------------------------------------- what is chosen by itself
@@ -427,12 +438,13 @@ def test_compiled(m):
     lv.check(compiled(*inputs), layer(*inputs))
 
 
-@pytest.mark.parametrize("m", KERNELS, ids=lambda m: m.name)
-@pytest.mark.parametrize("reason", ["float64", "K=300"])
+REFUSED = [(m, reason) for m in KERNELS for reason in ("float64", "K=300")]
+REFUSED.remove((lv.rwkv4, "K=300"))  # no number of channels is too much
+
+
+@pytest.mark.parametrize("m, reason", REFUSED, ids=lambda x: getattr(x, "name", x))
 def test_what_the_kernel_refuses_goes_to_chunks(m, reason):
     letters = {letter for x in m.inputs for _, letter in x.letters}
-    if m is lv.rwkv4 and reason == "K=300":
-        pytest.skip("no number of channels is too much")
     wide = {"N" if "N" in letters else "K": 300}
     more = {"dtype": torch.float64} if reason == "float64" else wide
     inputs = example(m, 20, **more)
