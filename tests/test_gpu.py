@@ -172,6 +172,9 @@ def agree(room, given, kind, monkeypatch=None, **options):
     wide = {n: x if x is None else x.to(doubled(x)) for n, x in given.items()}
     wanted = both_passes(partial(exact, chunk=16), wide)
     run = partial(kernel, **options)
+    if "segments" in options:
+        for module in (launch, scalar_decay, vector_decay):
+            monkeypatch.setattr(module, "KEEP", 64)  # a segment is no shorter
     if monkeypatch:
         with monkeypatch.context() as m:
             poison(m)
@@ -311,7 +314,6 @@ def diagonal(room, numbers, kind):
 def test_configurations_of_diagonal_scan(monkeypatch, config, kind, segments, room):
     """States that fill the configuration, and two fewer."""
     monkeypatch.setattr(diagonal_scan, "CONFIGS", (config,))
-    monkeypatch.setattr(launch, "KEEP", 64)  # a segment is no shorter
     for numbers in (config.most, config.most - 2):
         agree(room, diagonal(room, numbers, kind), kind, monkeypatch, segments=segments)
 
